@@ -1,0 +1,62 @@
+# Two commands on a fresh machine: `make demo` does the main job, `make test` passes the tests.
+# Both make their own .venv; running them again is quick.
+
+PYTHON ?= python3
+# The torch requirement; a build for your GPU works as well: make demo TORCH="torch==2.13.0+cu128"
+TORCH ?= torch==2.13.0
+TENSORFLOW ?= tensorflow-cpu>=2.15
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test check unit torch-tests tensorflow-tests bench clean help
+
+help:
+	@echo "make demo    the main job on embedded defaults: train, add, find the best, download, load"
+	@echo "make test    lint, types, import contracts and every test"
+	@echo "make check   the quick part: lint, types, import contracts, fast tests"
+	@echo "make bench   benchmarks beside peers"
+	@echo "make clean   remove what these made"
+
+.venv/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cas needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo: .venv/pip pyproject.toml
+	$(PIP) install '$(TORCH)' numpy
+	$(PIP) install -e '.[demo]'
+	@touch $@
+
+.venv/dev: .venv/demo pyproject.toml requirements-dev.txt
+	$(PIP) install -e '.[demo,s3]' -r requirements-dev.txt
+	@touch $@
+
+.venv/tensorflow: .venv/dev
+	$(PIP) install '$(TENSORFLOW)'
+	@touch $@
+
+demo: .venv/demo
+	$(BIN)/python demo/demo.py
+
+check: .venv/dev
+	$(BIN)/ruff format --check cas tests bench demo
+	$(BIN)/ruff check cas tests bench demo
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -q -m "not slow and not torch and not tensorflow and not s3"
+
+test: .venv/dev .venv/tensorflow
+	$(BIN)/ruff format --check cas tests bench demo
+	$(BIN)/ruff check cas tests bench demo
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -m "not torch and not tensorflow"
+	$(PYTEST) -m torch
+	$(PYTEST) -m tensorflow
+
+bench: .venv/dev
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv .venv-* demo/run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

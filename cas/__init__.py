@@ -1,0 +1,1 @@
+"""`cas`: a content-addressed local store for machine-learning checkpoints."""

@@ -1,0 +1,1 @@
+"""`Checkpoint`: download, load, load_from_path, view: wires the rooms together."""

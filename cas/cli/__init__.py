@@ -1,0 +1,1 @@
+"""The commands `cas` and `det`: parse, call one library function, print."""

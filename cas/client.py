@@ -1,0 +1,1 @@
+"""Queries over a registry: `Determined`, `ExperimentReference`, `TrialReference`."""

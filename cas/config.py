@@ -1,0 +1,207 @@
+"""Settings: arguments, else `CAS_*` variables, else `config.toml`, else defaults.
+
+This module is the only reader of the environment (cloud clients' own credential chains apart).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+
+from cas.errors import UsageError
+
+log = logging.getLogger("cas.config")
+
+
+class Link(StrEnum):
+    """How files get into a user's folder."""
+
+    AUTO = "auto"  # reflink where the file system can, else copy
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    SYMLINK = "symlink"
+    COPY = "copy"
+
+
+class Trust(StrEnum):
+    """Which pickles and code of checkpoints may run."""
+
+    NEVER = "never"  # only formats that run no code
+    SCAN = "scan"  # what a scan finds harmless, and code of checkpoints from registries and folders of the user's
+    ALWAYS = "always"
+
+
+class Verify(StrEnum):
+    """What a transfer checks besides the digest."""
+
+    DEFAULT = "default"  # every checksum that the origin declares
+    STRICT = "strict"  # and what no checksum vouches for is not committed
+
+
+class Progress(StrEnum):
+    """Whether long work draws a bar on stderr."""
+
+    AUTO = "auto"  # on a terminal and in a notebook
+    ON = "on"
+    OFF = "off"
+
+
+def _truth(text: object) -> bool:
+    if isinstance(text, bool):
+        return text
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if (value := known.get(str(text).strip().lower())) is None:
+        raise ValueError("must be true or false")
+    return value
+
+
+def _positive(text: object) -> int:
+    value = int(str(text))
+    if value < 1:
+        raise ValueError("must be 1 or more")
+    return value
+
+
+def _seconds(text: object) -> float:
+    value = float(str(text))
+    if not value >= 0:
+        raise ValueError("must be a number of seconds")
+    return value
+
+
+def _folder(text: object) -> Path:
+    if not str(text):
+        raise ValueError("must be a folder")
+    return Path(str(text)).expanduser().absolute()
+
+
+def _level(text: object) -> str:
+    name = str(text).upper()
+    if name not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise ValueError("must be debug, info, warning, error or critical")
+    return name
+
+
+def _setting(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a user can choose; each is `CAS_<NAME>` in the environment and `<name>` in `config.toml`."""
+
+    home: Path = _setting(None, _folder, "the folder of the store")
+    master: str | None = _setting(None, str, "URL of the Determined master (also DET_MASTER, DET_MASTER_ADDR)")
+    offline: bool = _setting(False, _truth, "never use the network; answer from the catalog and the store")
+    link: Link = _setting(Link.AUTO, Link, "how download() places files: auto, reflink, hardlink, symlink, copy")
+    trust: Trust = _setting(Trust.SCAN, Trust, "which pickles may run: never, scan, always")
+    verify: Verify = _setting(Verify.DEFAULT, Verify, "default: origin's checksums; strict: nothing unvouched")
+    concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
+    lock_stall: float = _setting(60.0, _seconds, "seconds without progress after which a lock is not waited for")
+    timeout: float = _setting(30.0, _seconds, "seconds that a server may keep silent")
+    region: str | None = _setting(None, str, "region of S3 buckets, if nothing else tells")
+    progress: Progress = _setting(Progress.AUTO, Progress, "progress on stderr: auto, on, off")
+    log_level: str = _setting("WARNING", _level, "debug, info, warning, error, critical")
+
+    @classmethod
+    def load(cls, **arguments: Any) -> Self:
+        """Read the settings; an argument that is None counts as not given.
+
+        Raises:
+            UsageError: a value is none of those allowed, or `config.toml` cannot be read.
+        """
+        file = _read_config_file()
+        values: dict[str, Any] = {}
+        for one in fields(cls):
+            parse = one.metadata["parse"]
+            variable = f"CAS_{one.name.upper()}"
+            if arguments.get(one.name) is not None:
+                values[one.name] = _parse(parse, arguments[one.name], one.name)
+            elif os.environ.get(variable):
+                values[one.name] = _parse(parse, os.environ[variable], variable)
+            elif one.name in file:
+                values[one.name] = _parse(parse, file[one.name], f"{one.name} in {config_file()}")
+        values.setdefault("home", Path(platformdirs.user_data_dir("cas", appauthor=False)))
+        if not values.get("master"):
+            values["master"] = os.environ.get("DET_MASTER") or os.environ.get("DET_MASTER_ADDR") or None
+        return cls(**values)
+
+    def but(self, **changes: Any) -> Self:
+        """Return these settings with some changed; a change that is None counts as none."""
+        known = {one.name: one.metadata["parse"] for one in fields(self)}
+        given = {name: _parse(known[name], value, name) for name, value in changes.items() if value is not None}
+        return replace(self, **given)
+
+
+def _parse(parse: Callable[[Any], Any], value: Any, name: str) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        allowed = f"must be one of {', '.join(parse)}" if isinstance(parse, type(Link)) else str(error)
+        raise UsageError(f"{name}: {value!r:.80} {allowed}") from error
+
+
+def config_file() -> Path:
+    """Return where `config.toml` is looked for: `CAS_CONFIG`, else the user's config folder."""
+    if named := os.environ.get("CAS_CONFIG"):
+        return Path(named).expanduser()
+    return Path(platformdirs.user_config_dir("cas", appauthor=False)) / "config.toml"
+
+
+def _read_config_file() -> Mapping[str, Any]:
+    path = config_file()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    if unknown := sorted(data.keys() - {one.name for one in fields(Settings)}):
+        raise UsageError(f"{path}: no setting is called {unknown[0]!r}; `cas doctor` lists them")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class DeterminedEnvironment:
+    """What the environment says to clients of Determined masters (`DET_*`); values as they are."""
+
+    user: str | None
+    password: str | None = field(repr=False)
+    user_token: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
+    cert_file: str | None
+    cert_name: str | None
+    config_folder: Path  # holds auth.json and certs.json, shared with the other client
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the variables."""
+        get = os.environ.get
+        return cls(
+            user=get("DET_USER"),
+            password=get("DET_PASS"),
+            user_token=get("DET_USER_TOKEN"),
+            session_token=get("DET_SESSION_TOKEN"),
+            cert_file=get("DET_MASTER_CERT_FILE"),
+            cert_name=get("DET_MASTER_CERT_NAME"),
+            config_folder=_determined_folder(),
+        )
+
+
+def _determined_folder() -> Path:
+    if named := os.environ.get("DET_DEBUG_CONFIG_PATH"):
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "determined"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "determined"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "determined"

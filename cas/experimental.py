@@ -1,0 +1,1 @@
+"""The documented import path: `from cas.experimental import Determined, Checkpoint`."""

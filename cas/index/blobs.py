@@ -1,0 +1,226 @@
+"""Blobs: whole files under the digest of their bytes, and which of them can be believed.
+
+Nothing here judges a name in `blobs/`: a blob that is wrong, or on its way out, is renamed to `aside/` first, and
+what is held there is judged.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+
+from cas.errors import CasError, ContentError
+from cas.index import disk
+from cas.index.digest import Digest
+from cas.index.disk import Signature
+from cas.index.facts import BlobFact, Facts
+from cas.index.layout import Layout
+
+log = logging.getLogger("cas.index")
+
+
+class Blobs:
+    """The blobs of one home."""
+
+    def __init__(self, layout: Layout, facts: Facts) -> None:
+        self._layout = layout
+        self._facts = facts
+        self._lock = threading.Lock()
+        self._known: dict[Digest, Signature] = {}  # trusted by this process
+        self._hashed = 0
+
+    @property
+    def hashed(self) -> int:
+        """How many blobs this process read in full because no usable fact matched."""
+        return self._hashed
+
+    # --- in ------------------------------------------------------------------------------------------------
+
+    def publish(self, path: Path, fd: int, digest: Digest, *, durable: bool) -> None:
+        """Give a finished file, whose bytes were hashed through `fd`, its name in `blobs/`."""
+        target = self._layout.blob(digest)
+        disk.set_mode(fd, 0o444)
+        if durable:
+            disk.sync(fd)
+        if not self._place(path, target, digest):
+            if durable:
+                self.seal(digest)
+            return
+        self._believe(digest, Signature.of(os.fstat(fd)), sealed=durable)
+
+    def _place(self, path: Path, target: Path, digest: Digest) -> bool:
+        """Link or rename a file to its name; False if a trusted blob is there already."""
+        for _ in range(2):
+            try:
+                disk.link(path, target)
+                return True
+            except FileNotFoundError:
+                disk.make_folder(target.parent)
+            except FileExistsError:
+                if self.locate(digest) is not None:
+                    return False
+                break  # it was wrong, and is aside now; or another process was quicker: ours is as good
+            except OSError as error:
+                if not disk.is_link_refusal(error):
+                    raise
+                break
+        disk.rename(path, target)
+        return True
+
+    def _believe(self, digest: Digest, signature: Signature, *, sealed: bool) -> None:
+        self._facts.add_blob(BlobFact(digest, signature, disk.boot_id(), sealed))
+        with self._lock:
+            self._known[digest] = signature
+
+    # --- out -----------------------------------------------------------------------------------------------
+
+    def locate(self, digest: Digest) -> Path | None:
+        """Return the path of a blob that can be believed, or None if there is none.
+
+        A blob without a usable fact is hashed first. A wrong one goes aside; a right one in `aside/` comes back.
+        """
+        path = self._layout.blob(digest)
+        try:
+            signature = Signature.of(path.stat())
+        except FileNotFoundError:
+            return path if self._bring_back(digest) else None
+        if self.is_trusted(digest, signature):
+            return path
+        if self._matches(path, digest):
+            return path
+        self.put_aside(digest)
+        return path if path.exists() else None
+
+    def is_trusted(self, digest: Digest, signature: Signature) -> bool:
+        """Whether a usable fact says that a blob with this signature has this digest."""
+        with self._lock:
+            if self._known.get(digest) == signature:
+                return True
+        for fact in self._facts.blob(digest):
+            if fact.signature == signature and fact.usable:
+                with self._lock:
+                    self._known[digest] = signature
+                return True
+        return False
+
+    def _matches(self, path: Path, digest: Digest) -> bool:
+        """Hash a file of the store; believe it from now on if it is right."""
+        try:
+            before = Signature.of(path.stat())
+            found = Digest.of_file(path)
+            after = Signature.of(path.stat())
+        except FileNotFoundError:
+            return False
+        self._hashed += 1
+        if found != digest or before != after:
+            return False
+        # Another boot's fact with the same signature: the bytes have survived, which is what sealed means.
+        survived = any(
+            fact.signature == before and fact.boot not in (None, disk.boot_id()) for fact in self._facts.blob(digest)
+        )
+        try:
+            self._believe(digest, before, sealed=survived)
+        except OSError as error:
+            log.info("cannot note that %s is right: %s", digest, error)
+        return True
+
+    def read(self, digest: Digest) -> bytes:
+        """Return the bytes of a (small) blob.
+
+        Raises:
+            ContentError: there is no such blob that can be believed.
+        """
+        path = self.locate(digest)
+        if path is None:
+            raise ContentError(f"no blob {digest} in the store")
+        return path.read_bytes()
+
+    # --- aside ---------------------------------------------------------------------------------------------
+
+    def put_aside(self, digest: Digest) -> Path | None:
+        """Rename a blob away and judge what is held: a right one is linked back. Return what stays aside."""
+        path = self._layout.blob(digest)
+        held = self._layout.aside(digest.hex)
+        disk.make_folder(held.parent)
+        try:
+            disk.rename(path, held)
+        except FileNotFoundError:
+            return None
+        with self._lock:
+            self._known.pop(digest, None)
+        if self._matches(held, digest):
+            self.link_back(held, digest)
+            return None
+        log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
+        return held
+
+    def link_back(self, held: Path, digest: Digest) -> None:
+        """Give what is held in `aside/` its name back."""
+        path = self._layout.blob(digest)
+        try:
+            disk.link(held, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if not disk.is_link_refusal(error):
+                raise
+            disk.rename(held, path)
+        disk.unlink(held)
+
+    def _bring_back(self, digest: Digest) -> bool:
+        folder = self._layout.root / "aside"
+        try:
+            held = [folder / name for name in os.listdir(folder) if name.startswith(digest.hex)]
+        except FileNotFoundError:
+            return False
+        for path in held:
+            if self._matches(path, digest):
+                self.link_back(path, digest)
+                return True
+        return False
+
+    def drop_healed(self) -> None:
+        """Delete damaged copies in `aside/` whose blob is here again, whole."""
+        folder = self._layout.root / "aside"
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            hex, _, _ = name.partition(".")
+            try:
+                digest = Digest(hex)
+            except ContentError:
+                continue
+            if self._layout.blob(digest).exists() and self.locate(digest) is not None:
+                disk.unlink(folder / name)
+
+    # --- durability ------------------------------------------------------------------------------------------
+
+    def seal(self, digest: Digest) -> None:
+        """Return when a trusted blob's bytes will survive a power cut, and note it."""
+        path = self._layout.blob(digest)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            signature = Signature.of(os.fstat(fd))
+            if not self.is_trusted(digest, signature):
+                raise ContentError(f"blob {digest} changed before it was sealed")
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+        self._facts.add_blob(BlobFact(digest, signature, disk.boot_id(), sealed=True))
+
+    def folders(self, digest: Digest) -> list[Path]:
+        """The folders whose names a blob needs, the innermost first."""
+        path = self._layout.blob(digest)
+        return [path.parent, path.parent.parent]
+
+
+def explain(error: OSError, doing: str) -> CasError | OSError:
+    """Return the error as one clear line where a user can do something about it."""
+    if error.errno == errno.EMFILE:
+        return CasError(f"{doing}: too many open files; raise the limit (`ulimit -n`) or lower `concurrency`")
+    return disk.translate(error, doing) or error

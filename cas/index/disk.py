@@ -1,0 +1,299 @@
+"""The one module that knows the disk's and the clock's quirks; every change that the store makes goes through it.
+
+Each function that changes something is a *step*: a fault-injection run (tests/kills.py) counts the steps of
+an operation and kills the process before and after each of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from cas.errors import CasError, NoSpaceError, NotAllowedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Observer = Callable[[str, str], None]
+_observer: Observer | None = None
+
+COPY_WINDOW = 64 << 20  # bytes per copy_file_range call: long enough to be cheap, short enough for Ctrl-C
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
+
+
+def observe(observer: Observer | None) -> None:
+    """Call `observer(moment, step)` with moment "before" and "after" each step from now on; None ends it."""
+    global _observer
+    _observer = observer
+
+
+def _step(function: Callable[P, R]) -> Callable[P, R]:
+    name = function.__name__
+
+    @functools.wraps(function)
+    def observed(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _observer is None:
+            return function(*args, **kwargs)
+        _observer("before", name)
+        result = function(*args, **kwargs)
+        if _observer is not None:
+            _observer("after", name)
+        return result
+
+    return observed
+
+
+# --- what changes the disk -----------------------------------------------------------------------------------
+
+
+@_step
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it; an existing one is fine."""
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+
+
+@_step
+def create(path: Path, mode: int = 0o600) -> int:
+    """Create a new file, which must not exist, for reading and writing; return its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+@_step
+def open_append(path: Path, mode: int = 0o644) -> int:
+    """Open a file for appending (and reading), created if absent; return its descriptor."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, mode)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, mode)
+
+
+@_step
+def write(fd: int, data: bytes | memoryview) -> None:
+    """Write all of the data at the descriptor's position."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@_step
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of the data at an offset."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+@_step
+def copy_range(source: int, target: int, offset: int, length: int) -> None:
+    """Copy a range between two descriptors at the same offset, in the kernel where it can.
+
+    Raises:
+        EOFError: the source ended before the range did.
+    """
+    end = offset + length
+    while offset < end:
+        wanted = min(end - offset, COPY_WINDOW)
+        try:
+            count = os.copy_file_range(source, target, wanted, offset, offset)
+        except (OSError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LINKS | {errno.EINVAL, errno.EBADF}:
+                raise
+            data = os.pread(source, min(wanted, 1 << 20), offset)
+            count = len(data)
+            written = 0
+            while written < count:
+                written += os.pwrite(target, data[written:], offset + written)
+        if not count:
+            raise EOFError(f"the source ends at byte {offset}")
+        offset += count
+
+
+@_step
+def truncate(fd: int, size: int) -> None:
+    """Set a file's length; what is new reads as zeros."""
+    os.ftruncate(fd, size)
+
+
+@_step
+def set_mode(fd: int, mode: int) -> None:
+    """Change the permissions of an open file."""
+    os.fchmod(fd, mode)
+
+
+@_step
+def sync(fd: int) -> None:
+    """Return when the file's bytes and metadata will survive a power cut."""
+    os.fsync(fd)
+
+
+@_step
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder will survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems cannot sync a folder, and need not
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(fd)
+
+
+@_step
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, which must not exist.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: `is_link_refusal(error)` tells whether this file system (or this file) has no links.
+    """
+    os.link(source, target, follow_symlinks=False)
+
+
+@_step
+def rename(source: Path, target: Path) -> None:
+    """Rename; an existing target file is replaced, at no moment absent."""
+    os.rename(source, target)
+
+
+@_step
+def unlink(path: Path) -> None:
+    """Remove a name; one that is gone already is fine."""
+    path.unlink(missing_ok=True)
+
+
+@_step
+def symlink(target: str, path: Path) -> None:
+    """Make a symbolic link at `path` that says `target`."""
+    os.symlink(target, path)
+
+
+@_step
+def reflink(source: Path, target: Path) -> bool:
+    """Make `target`, which must not exist, share the bytes of `source` copy-on-write; False if it cannot.
+
+    Raises:
+        FileExistsError: the target exists.
+    """
+    import reflink_copy  # Rust; loaded late because `import cas` must stay fast
+
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    try:
+        reflink_copy.reflink(os.fspath(source), os.fspath(target))
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+@_step
+def remove_tree(path: Path) -> None:
+    """Remove a folder of the store with all that is in it; one that is gone already is fine."""
+
+    def allow(function: Callable[[str], object], name: str, _: BaseException) -> None:
+        # Views have read-only folders: allow writing in the parent, then try once more.
+        try:
+            os.chmod(os.path.dirname(name), 0o700)
+            if os.path.isdir(name) and not os.path.islink(name):
+                os.chmod(name, 0o700)
+                shutil.rmtree(name, ignore_errors=True)
+            else:
+                os.unlink(name)
+        except FileNotFoundError:
+            pass
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=allow)
+    else:
+        shutil.rmtree(path, onerror=lambda function, name, exc: allow(function, name, exc[1]))
+
+
+def step(name: str) -> None:
+    """Mark a step that is not a call of this module (a commit of the SQLite index)."""
+    if _observer is not None:
+        _observer("before", name)
+
+
+# --- what only looks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a file's stat says of its content: a blob with another signature than its fact's is hashed again."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Signature:
+        """Take the signature from a stat result."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def is_link_refusal(error: OSError) -> bool:
+    """Whether the error says that a hard link cannot be made here, by anybody or by us."""
+    return error.errno in _NO_LINKS
+
+
+@functools.cache
+def boot_id() -> str | None:
+    """Name this boot of this host; None where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() or None
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return found.stdout.strip() or None
+    return None
+
+
+@functools.cache
+def host_name() -> str:
+    """Name this host, as a part of a file name."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in socket.gethostname())
+    return name.lstrip(".")[:100] or "host"
+
+
+def now() -> float:
+    """Return the time in seconds since 1970, as it is written into facts and records."""
+    return round(time.time(), 3)
+
+
+def monotonic() -> float:
+    """Return seconds that only ever grow, to measure waits with."""
+    return time.monotonic()
+
+
+def translate(error: OSError, doing: str) -> CasError | None:
+    """Turn an error of the disk into one clear line, if a user can do something about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "the disk is full" if error.errno == errno.ENOSPC else "your quota is used up"
+        return NoSpaceError(f"{doing}: {reason}; make room (`cas du` shows what the store holds) and try again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return NotAllowedError(f"{doing}: {error.strerror}: {error.filename or ''}".rstrip(": "))
+    return None

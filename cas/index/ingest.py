@@ -1,0 +1,296 @@
+"""Ingests: the one door through which bytes come into the store.
+
+::
+
+    with store.ingest(expected_size=size) as ingest:      # a file of our own; removed unless committed
+        ingest.write(data)
+        digest = ingest.commit(expected_digest)           # length, digest, read-only, published
+
+A large transfer writes ranges in any order (`write_at`) and names its `source`: each range is journaled with its
+XXH3, and another process that ingests the same source takes over the whole ranges of one that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, Self
+
+import blake3
+import xxhash
+
+from cas.errors import ContentError, DigestMismatchError
+from cas.index import disk, lines
+from cas.index.digest import Digest
+from cas.index.locks import Claim, is_abandoned
+from cas.index.ranges import Range, Ranges
+
+log = logging.getLogger("cas.index")
+
+_WINDOW = 1 << 20  # bytes per read while hashing
+
+
+class Follower(Protocol):
+    """Something that wants all bytes of an ingest in order: a checksum."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take the next bytes."""
+
+
+class Publisher(Protocol):
+    """Who takes a finished file into the store."""
+
+    def publish(self, path: Path, fd: int, digest: Digest, *, durable: bool) -> None:
+        """Give a finished, hashed file its name in the store."""
+
+
+class Staging:
+    """One process's folder of partial files for one piece of work; removed at the end, left by a kill."""
+
+    def __init__(self, folder: Path, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._numbers = itertools.count()
+        self.folder = folder / secrets.token_hex(8)
+        disk.make_folder(self.folder, 0o700)
+        self._claim = Claim(self.folder / "claim")
+
+    def ingest(
+        self, size: int | None = None, *, source: str | None = None, followers: tuple[Follower, ...] = ()
+    ) -> Ingest:
+        """Start one file. With a `source`, its ranges are journaled and an abandoned transfer is resumed."""
+        path = self.folder / f"{next(self._numbers)}.data"
+        return Ingest(path, self._publisher, size=size, source=source, followers=followers)
+
+    def close(self) -> None:
+        """Remove the folder, and those of dead processes that worked on the same."""
+        self._claim.release()
+        disk.remove_tree(self.folder)
+        for other in _siblings(self.folder):
+            if is_abandoned(other / "claim"):
+                disk.remove_tree(other)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def abandon(self) -> None:
+        """Leave the folder for whoever resumes the work."""
+        self._claim.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+
+class Ingest:
+    """One process's uncommitted write of one blob; safe to call from several threads."""
+
+    def __init__(
+        self,
+        path: Path,
+        publisher: Publisher,
+        *,
+        size: int | None,
+        source: str | None,
+        followers: tuple[Follower, ...],
+    ) -> None:
+        if source is not None and size is None:
+            raise ValueError("an ingest with a source needs a size")
+        self.path = path
+        self.size = size
+        self._publisher = publisher
+        self._followers = followers
+        self._written = Ranges()
+        self._lock = threading.Lock()
+        self._hashing = threading.Lock()
+        self._hasher = blake3.blake3()
+        self._hashed = 0
+        self._journal: Path | None = None
+        self._fd = disk.create(path)
+        if source is not None and size is not None:
+            disk.truncate(self._fd, size)
+            self._journal = path.with_suffix(".journal")
+            lines.append(self._journal, [{"source": source, "size": size}])
+            self._take_over(source, size)
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes behind those written so far."""
+        self.write_at(self._end, data)
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a range; the bytes count as written once they are on the disk and in the journal.
+
+        Raises:
+            ContentError: the range reaches behind the expected size.
+        """
+        view = memoryview(data).cast("B")
+        end = offset + len(view)
+        if self.size is not None and end > self.size:
+            raise ContentError(f"{end} bytes, but {self.size} were expected")
+        disk.write_at(self._fd, view, offset)
+        self._note(offset, end, view)
+
+    @property
+    def missing(self) -> list[Range]:
+        """The ranges that are not written yet."""
+        with self._lock:
+            return self._written.missing(self.size or 0)
+
+    @property
+    def written(self) -> int:
+        """How many bytes are written, resumed ones included."""
+        with self._lock:
+            return self._written.total
+
+    def forget(self) -> None:
+        """Drop everything written so far: the object has changed since."""
+        with self._hashing, self._lock:
+            self._written = Ranges()
+            self._hasher.reset()
+            self._hashed = 0
+            disk.truncate(self._fd, 0)
+            if self.size is not None and self._journal is not None:
+                disk.truncate(self._fd, self.size)
+
+    @property
+    def _end(self) -> int:
+        with self._lock:
+            return self._written.reaches(0)
+
+    def _note(self, start: int, end: int, data: memoryview | None) -> None:
+        if self._journal is not None and data is not None:
+            entry = {"start": start, "end": end, "xxh3": xxhash.xxh3_64_hexdigest(data)}
+            lines.append(self._journal, [entry])
+        with self._lock:
+            self._written.add(start, end)
+        if self._hashing.acquire(blocking=False):  # else another thread is hashing, and commit does the rest
+            try:
+                if data is not None and start == self._hashed:
+                    self._hash(data)
+                self._hash_written()
+            finally:
+                self._hashing.release()
+
+    # --- hashing -------------------------------------------------------------------------------------------
+
+    def _hash(self, data: memoryview) -> None:
+        self._hasher.update(data)
+        for follower in self._followers:
+            follower.update(data)
+        self._hashed += len(data)
+
+    def _hash_written(self) -> None:
+        with self._lock:
+            end = self._written.reaches(self._hashed)
+        if end <= self._hashed:
+            return
+        buffer = memoryview(bytearray(min(_WINDOW, end - self._hashed)))
+        while self._hashed < end:
+            count = os.preadv(self._fd, [buffer[: end - self._hashed]], self._hashed)
+            if not count:
+                raise ContentError(f"{self.path} was cut short while it was written")
+            self._hash(buffer[:count])
+
+    def digest(self) -> Digest:
+        """Return the digest of the whole file, which must be written completely.
+
+        Raises:
+            ContentError: bytes are missing.
+        """
+        size = self._end if self.size is None else self.size
+        with self._lock:
+            missing = self._written.missing(size)
+        if missing:
+            count = sum(gap.length for gap in missing)
+            raise ContentError(f"{count} of {size} bytes are missing")
+        with self._hashing:
+            self._hash_written()
+            return Digest(self._hasher.hexdigest())
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def commit(self, expected: Digest | None = None, *, durable: bool = False) -> Digest:
+        """Publish the bytes as a blob and return its digest; `durable`: they survive a power cut.
+
+        Raises:
+            ContentError: bytes are missing.
+            DigestMismatchError: the bytes have another digest; nothing was published.
+        """
+        digest = self.digest()
+        if expected is not None and digest != expected:
+            raise DigestMismatchError(str(self.path), expected=str(expected), actual=str(digest))
+        self._publisher.publish(self.path, self._fd, digest, durable=durable)
+        self._close()
+        return digest
+
+    def abort(self) -> None:
+        """Remove what was written; nothing was published."""
+        if self._fd >= 0:
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        disk.unlink(self.path)
+        if self._journal is not None:
+            disk.unlink(self._journal)
+
+    def leave(self) -> None:
+        """Close the file and leave it, with its journal, for whoever resumes the transfer."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._journal is not None:
+            self.leave()
+        else:
+            self.abort()
+
+    # --- resuming ------------------------------------------------------------------------------------------
+
+    def _take_over(self, source: str, size: int) -> None:
+        """Copy the whole, proven ranges of other transfers of the same source into our own file."""
+        for folder in _siblings(self.path.parent):
+            for journal in sorted(folder.glob("*.journal")):
+                with contextlib.suppress(OSError, EOFError):
+                    self._take_ranges(journal, source, size)
+
+    def _take_ranges(self, journal: Path, source: str, size: int) -> None:
+        entries = [line.payload for line in lines.read(journal)]
+        if not entries or entries[0] != {"source": source, "size": size}:
+            return
+        other = os.open(journal.with_suffix(".data"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for entry in entries[1:]:
+                start, end, proof = entry.get("start"), entry.get("end"), entry.get("xxh3")
+                if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= size:
+                    continue
+                if not any(gap.start <= start and end <= gap.end for gap in self.missing):
+                    continue
+                disk.copy_range(other, self._fd, start, end - start)
+                data = memoryview(os.pread(self._fd, end - start, start))
+                if len(data) == end - start and xxhash.xxh3_64_hexdigest(data) == proof:
+                    self._note(start, end, data)
+        finally:
+            os.close(other)
+
+
+def _siblings(folder: Path) -> Iterator[Path]:
+    for other in sorted(folder.parent.glob("*")):
+        if other != folder and other.is_dir():
+            yield other

@@ -1,0 +1,156 @@
+"""Where everything lies in a home, and the file that says that a folder is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from cas.errors import CasError, ContentError, NotAllowedError, UsageError
+from cas.index import disk
+from cas.index.digest import Digest
+
+FORMAT = 1
+CACHEDIR_TAG = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# Everything in this folder can be made again by cas; backups may leave it out.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names in one home; nothing here touches the disk."""
+
+    root: Path
+
+    def blob(self, digest: Digest) -> Path:
+        """The name of a blob."""
+        return self.root / "blobs" / digest.hex[:2] / digest.hex[2:]
+
+    def manifest(self, digest: Digest) -> Path:
+        """The name of a manifest."""
+        return self.root / "manifests" / digest.hex[:2] / f"{digest.hex[2:]}.json"
+
+    def refs(self, registry: str, uuid: str) -> Path:
+        """The folder whose files name the manifests of one checkpoint."""
+        return self.root / "refs" / quote_registry(registry) / uuid
+
+    def records(self, registry: str) -> Path:
+        """This host's file of the records of one registry."""
+        return self.root / "records" / quote_registry(registry) / f"{disk.host_name()}.jsonl"
+
+    @property
+    def facts(self) -> Path:
+        """This host's file of facts."""
+        return self.root / "facts" / f"{disk.host_name()}.jsonl"
+
+    def view(self, manifest: Digest) -> Path:
+        """The folder of the view of one manifest."""
+        return self.root / "views" / manifest.hex
+
+    def ingest(self, key: str) -> Path:
+        """The folder that holds the partial transfers of one thing."""
+        return self.root / "ingest" / Digest.of(key.encode()).hex[:32]
+
+    def aside(self, name: str) -> Path:
+        """A new name in `aside/`."""
+        return self.root / "aside" / f"{name}.{secrets.token_hex(4)}"
+
+    def lock(self, key: str) -> Path:
+        """The lock file of one thing."""
+        return self.root / "locks" / f"{Digest.of(key.encode()).hex[:32]}.lock"
+
+
+def quote_registry(registry: str) -> str:
+    """Return a registry's name as one part of a path.
+
+    Raises:
+        UsageError: the name is empty or too long for one.
+    """
+    quoted = quote(registry, safe="")
+    if not registry or len(quoted) > 240:
+        raise UsageError(f"registry name is empty or too long: {registry!r:.100}")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+
+
+def unquote_registry(name: str) -> str:
+    """Return the registry whose quoted name this is."""
+    return unquote(name)
+
+
+def prepare(root: Path) -> str:
+    """Make `root` a home if it is not one yet; return its store id.
+
+    Raises:
+        ContentError: it is the home of a newer cas, or `format.json` is damaged.
+        NotAllowedError: it cannot be written.
+    """
+    try:
+        return _store_id(root)
+    except FileNotFoundError:
+        pass
+    try:
+        if not root.exists():
+            disk.make_folder(root, 0o700)
+            root.chmod(0o700)
+        elif not root.is_dir():
+            raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one")
+        for name in ("ingest", "views"):
+            disk.make_folder(root / name)
+            _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
+        document = {"cas": "store", "format": FORMAT, "store": secrets.token_hex(16), "locks": "flock"}
+        _write_new(root / "format.json", json.dumps(document, indent=1).encode() + b"\n")
+    except OSError as error:
+        raise _cannot_make(root, error) from error
+    return _store_id(root)
+
+
+def _cannot_make(root: Path, error: OSError) -> CasError:
+    known = disk.translate(error, f"cannot make the store's home {root}")
+    if known is None or isinstance(known, NotAllowedError):
+        reason = error.strerror or str(error)
+        return NotAllowedError(f"cannot make the store's home {root}: {reason}; set CAS_HOME to a folder of yours")
+    return known
+
+
+def _store_id(root: Path) -> str:
+    path = root / "format.json"
+    try:
+        document = json.loads(path.read_bytes())
+        found, store = document["format"], document["store"]
+    except NotADirectoryError as error:
+        raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one") from error
+    except PermissionError as error:
+        raise NotAllowedError(f"cannot read the store's home {root}; set CAS_HOME to a folder of yours") from error
+    except (ValueError, KeyError, TypeError) as error:
+        # A power cut can leave it empty. Nothing in it is needed to read the store, so it is made again.
+        if (root / "blobs").is_dir() or path.stat().st_size == 0:
+            disk.unlink(path)
+            raise FileNotFoundError(path) from error
+        raise ContentError(f"{path} is damaged; if {root} is a store, delete that file and try again") from error
+    if found != FORMAT:
+        raise ContentError(f"{root} is a store of format {found!r:.20}; this cas reads {FORMAT}: install a newer cas")
+    return str(store)
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a small file so that it appears whole; if another process was first, theirs stays."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = disk.create(temporary, 0o644)
+    try:
+        disk.write(fd, data)
+    finally:
+        os.close(fd)
+    try:
+        disk.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if not disk.is_link_refusal(error):
+            raise
+        disk.rename(temporary, path)
+        return
+    disk.unlink(temporary)

@@ -1,0 +1,106 @@
+"""Locks between processes. They only prevent double work: nothing here is needed for correctness."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cas.index import disk
+
+log = logging.getLogger("cas.index")
+
+POLL = (0.02, 0.25)  # seconds between tries: the first, and the longest
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, progress: Callable[[], object], stall: float) -> Iterator[bool]:
+    """Hold a lock; yield whether it is held.
+
+    Waits as long as the value of `progress()` (what the holder gets done) changes. After `stall` seconds without
+    a change, or where this disk has no locks, goes on without it and yields False.
+    """
+    from filelock import FileLock, Timeout  # imported late: `import cas` must stay fast
+
+    lock = FileLock(path, timeout=0, is_singleton=False, thread_local=False)
+    last, since, pause = progress(), disk.monotonic(), POLL[0]
+    held = False
+    try:
+        while True:
+            try:
+                disk.make_folder(path.parent)
+                lock.acquire()
+                held = True
+                break
+            except Timeout:
+                pass
+            except (OSError, NotImplementedError) as error:
+                log.info("no lock %s: %s", path.name, error)
+                break
+            current = progress()
+            if current != last:
+                last, since = current, disk.monotonic()
+            elif disk.monotonic() - since > stall:
+                log.warning("another process holds %s and makes no progress; going on without it", path.name)
+                break
+            time.sleep(pause)
+            pause = min(pause * 1.5, POLL[1])
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+class Claim:
+    """A lock on a file of ours, held while we live, so that others can tell that its folder is abandoned."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = disk.create(path)
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """End the claim."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether the claim on this file has ended: its holder is dead.
+
+    False where it cannot be told: where locks are a silent no-op, a living holder looks dead otherwise.
+    """
+    try:
+        import fcntl
+
+        first = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, ImportError):
+        return False
+    try:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True  # locks work here: we hold it, so nobody else does
+        finally:
+            os.close(second)
+        return False
+    except OSError:
+        return False
+    finally:
+        os.close(first)
+
+
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """Start a background thread that does not keep the process alive."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread

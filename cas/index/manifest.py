@@ -1,0 +1,133 @@
+"""Manifests: a checkpoint's file tree, as canonical JSON that is stored under its own digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from cas.errors import ContentError
+from cas.index.digest import Digest
+from cas.index.identity import RemoteIdentity
+from cas.index.paths import RelativePath, check_tree
+
+FORMAT = 1
+MAX_BYTES = 512 << 20  # a manifest is read into memory: about two million files
+MAX_SIZE = 1 << 60  # of one file, in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint: its digest, or, of a file not fetched yet, its remote identity."""
+
+    path: RelativePath
+    size: int
+    digest: Digest | None = None
+    identity: RemoteIdentity | None = None
+    executable: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this entry as it stands in a manifest."""
+        data: dict[str, Any] = {"path": str(self.path), "size": self.size}
+        if self.digest is not None:
+            data["digest"] = str(self.digest)
+        elif self.identity is not None:
+            data["identity"] = self.identity.to_json()
+        if self.executable:
+            data["executable"] = True
+        return data
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint's file tree; `files` and `directories` are sorted by path (code points).
+
+    `directories` holds the folders that no file implies, that is, empty ones.
+    """
+
+    files: tuple[FileEntry, ...]
+    directories: tuple[RelativePath, ...] = ()
+
+    @classmethod
+    def of(cls, files: Iterable[FileEntry], directories: Iterable[RelativePath] = ()) -> Self:
+        """Make a manifest of entries in any order; folders that hold a file are dropped.
+
+        Raises:
+            UnsafeNameError: a name is there twice, or is a file and also a folder.
+        """
+        entries = tuple(sorted(files, key=lambda entry: entry.path))
+        wanted = set(directories)
+        check_tree((entry.path for entry in entries), wanted)
+        implied = {parent for entry in entries for parent in entry.path.parents}
+        implied |= {parent for folder in wanted for parent in folder.parents}
+        return cls(entries, tuple(sorted(folder for folder in wanted if folder not in implied)))
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The canonical bytes (docs/format.md): what is stored, and what the digest is of."""
+        data: dict[str, Any] = {"cas": "manifest", "format": FORMAT}
+        data["files"] = [entry.to_json() for entry in self.files]
+        if self.directories:
+            data["directories"] = [str(folder) for folder in self.directories]
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        return text.encode("utf-8") + b"\n"
+
+    @cached_property
+    def digest(self) -> Digest:
+        """The digest of the canonical bytes."""
+        return Digest.of(self.encoded)
+
+    @cached_property
+    def by_path(self) -> dict[str, FileEntry]:
+        """The entries by their path."""
+        return {entry.path: entry for entry in self.files}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file has a digest."""
+        return all(entry.digest is not None for entry in self.files)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read the canonical bytes of a manifest; bytes that are not canonical are refused.
+
+        Raises:
+            ContentError: not a manifest of this format, or not canonical.
+            UnsafeNameError: a hostile name.
+        """
+        if len(data) > MAX_BYTES:
+            raise ContentError(f"manifest of {len(data)} bytes: more than {MAX_BYTES}")
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ContentError(f"not a manifest: {error}") from error
+        if not isinstance(document, dict) or document.get("cas") != "manifest":
+            raise ContentError("not a manifest")
+        if document.get("format") != FORMAT:
+            raise ContentError(f"manifest format {document.get('format')!r:.20}: this cas reads {FORMAT}")
+        files, folders = document.get("files"), document.get("directories", [])
+        if not isinstance(files, list) or not isinstance(folders, list):
+            raise ContentError("not a manifest: files and directories must be lists")
+        manifest = cls.of(map(_parse_entry, files), map(RelativePath, folders))
+        if manifest.encoded != data:
+            raise ContentError("manifest is not in canonical form")
+        return manifest
+
+
+def _parse_entry(data: object) -> FileEntry:
+    if not isinstance(data, dict):
+        raise ContentError(f"not a file of a manifest: {data!r:.120}")
+    path = RelativePath(data.get("path", ""))
+    size = data.get("size")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
+        raise ContentError(f"manifest: size of {path!r} is {size!r:.40}")
+    digest = Digest.parse(data["digest"]) if "digest" in data else None
+    identity = RemoteIdentity.from_json(data["identity"]) if "identity" in data else None
+    return FileEntry(path, size, digest, identity, data.get("executable") is True)

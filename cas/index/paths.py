@@ -1,0 +1,108 @@
+"""The one strict parser for names that come from outside: keys, tar members, manifests, records.
+
+Holding a `RelativePath` is the proof that a name is safe to create below a folder.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Self
+
+from cas.errors import UnsafeNameError
+
+MAX_PART = 255  # bytes: what ext4, xfs, btrfs and APFS allow for one name
+MAX_PATH = 4000  # bytes: below Linux' PATH_MAX of 4096, with room for nothing else, so the target must be short
+
+
+class RelativePath(str):
+    """A relative POSIX path: no empty part, no `.` or `..`, no NUL, backslash or control character.
+
+    Raises:
+        UnsafeNameError: the text is none.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:  # noqa: D102 - the class's docstring says it
+        if type(text) is cls:
+            return text
+        if reason := _flaw(text):
+            raise UnsafeNameError(str(text)[:200], reason)
+        return super().__new__(cls, text)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.rpartition("/")[2]
+
+    @property
+    def parents(self) -> list[str]:
+        """Every folder above, the outermost first: `a/b/c` has `a` and `a/b`."""
+        parts = self.split("/")
+        return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _flaw(text: object) -> str | None:
+    if not isinstance(text, str) or not text:
+        return "empty, or not text"
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "not valid Unicode"
+    if len(encoded) > MAX_PATH:
+        return f"longer than {MAX_PATH} bytes"
+    if text.startswith("/"):
+        return "absolute"
+    if "\\" in text:
+        return "has a backslash"
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        return "has a control character"
+    for part in text.split("/"):
+        if not part:
+            return "has an empty part"
+        if part in (".", ".."):
+            return f"has a part {part!r}"
+        if len(part.encode("utf-8")) > MAX_PART:
+            return f"has a part of more than {MAX_PART} bytes"
+    return None
+
+
+def check_tree(files: Iterable[RelativePath], directories: Iterable[RelativePath] = ()) -> None:
+    """Check that the names can lie in one tree: no name twice, and no file that is also a folder.
+
+    Raises:
+        UnsafeNameError: the first name that cannot.
+    """
+    seen: set[str] = set()
+    folders: set[str] = set()
+    for path in files:
+        if path in seen:
+            raise UnsafeNameError(path, "is there twice")
+        seen.add(path)
+        folders.update(path.parents)
+    for path in directories:
+        folders.add(path)
+        folders.update(path.parents)
+    if both := seen & folders:
+        raise UnsafeNameError(min(both), "is a file and also a folder")
+
+
+def check_distinct(paths: Iterable[str], *, fold_case: bool, normalize: bool) -> None:
+    """Check that a disk which folds case or normalizes Unicode can tell the names apart.
+
+    Raises:
+        UnsafeNameError: two names (or two folders above them) would be one on that disk.
+    """
+    if not (fold_case or normalize):
+        return
+    first: dict[str, str] = {}
+    for path in paths:
+        prefix = ""
+        for part in path.split("/"):
+            prefix = f"{prefix}/{part}" if prefix else part
+            key = unicodedata.normalize("NFC", prefix) if normalize else prefix
+            key = key.casefold() if fold_case else key
+            other = first.setdefault(key, prefix)
+            if other != prefix:
+                raise UnsafeNameError(prefix, f"this disk cannot tell it from {other!r}")

@@ -1,0 +1,77 @@
+"""Records on this disk: what was seen of each registry, with the time, as JSON that is opaque here.
+
+Appended to `records/<registry>/<host>.jsonl`; for each thing, what was seen last wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cas.index import disk, lines
+from cas.index.layout import Layout, unquote_registry
+from cas.index.sqlindex import SqlIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was last seen of a thing: its data, and when (seconds since 1970)."""
+
+    registry: str
+    id: str
+    data: dict[str, Any]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A thing to record: `parents` are what it can be found by, like `experiment/1`."""
+
+    kind: str
+    id: str
+    data: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
+
+
+class Records:
+    """The records of every registry that this store has seen."""
+
+    def __init__(self, layout: Layout, index: SqlIndex) -> None:
+        self._layout = layout
+        self._index = index
+
+    def add(self, registry: str, records: Iterable[NewRecord], *, durable: bool = False) -> None:
+        """Append what was seen just now, with one write."""
+        seen = disk.now()
+        payloads = [
+            {"kind": new.kind, "id": new.id, "seen": seen, "parents": list(new.parents), "data": dict(new.data)}
+            for new in records
+        ]
+        lines.append(self._layout.records(registry), payloads, durable=durable)
+
+    def get(self, registry: str, kind: str, id: str) -> Seen | None:
+        """Return what was last seen of one thing."""
+        payload = self._index.record(registry, kind, id)
+        return None if payload is None else _seen(registry, payload)
+
+    def find(self, kind: str, *, registry: str | None = None, parent: str | None = None) -> list[Seen]:
+        """Return everything of a kind, of one registry and below one parent if given, by registry and id."""
+        found = self._index.records(kind, registry=registry, parent=parent)
+        return [_seen(name, payload) for name, payload in found]
+
+    def registries_with(self, kind: str, id: str) -> list[str]:
+        """Return the registries that know a thing, in order of name."""
+        return self._index.registries_with(kind, id)
+
+    def registries(self) -> list[str]:
+        """Return every registry that has records here, in order of name."""
+        folder = self._layout.root / "records"
+        if not folder.is_dir():
+            return []
+        return sorted(unquote_registry(path.name) for path in folder.iterdir() if path.is_dir())
+
+
+def _seen(registry: str, payload: dict[str, Any]) -> Seen:
+    data = payload.get("data")
+    return Seen(registry, payload["id"], data if isinstance(data, dict) else {}, float(payload["seen"]))

@@ -1,0 +1,157 @@
+"""Refs and manifests: what a checkpoint consists of.
+
+A ref is an empty file whose name says everything, so that there is nothing in it that a crash could tear.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cas.errors import ContentError
+from cas.index import disk
+from cas.index.digest import Digest
+from cas.index.layout import Layout, unquote_registry
+from cas.index.manifest import FileEntry, Manifest
+from cas.index.paths import RelativePath
+
+log = logging.getLogger("cas.index")
+
+
+class Refs:
+    """The refs and manifests of one home."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    # --- manifests -------------------------------------------------------------------------------------------
+
+    def put(self, manifest: Manifest, scratch: Path, *, durable: bool = False) -> Digest:
+        """Store a manifest under its digest; `scratch` is a folder of ours in `ingest/`."""
+        target = self._layout.manifest(manifest.digest)
+        if self.get(manifest.digest) is not None and not durable:
+            return manifest.digest
+        path = scratch / f"{manifest.digest.hex}.json"
+        fd = disk.create(path)
+        try:
+            disk.write(fd, manifest.encoded)
+            disk.set_mode(fd, 0o444)
+            if durable:
+                disk.sync(fd)
+        finally:
+            os.close(fd)
+        disk.make_folder(target.parent)
+        disk.rename(path, target)  # whatever was there had the same bytes, or was damaged
+        return manifest.digest
+
+    def get(self, digest: Digest) -> Manifest | None:
+        """Return a manifest, or None if it is not here; a damaged one goes aside and is not here."""
+        path = self._layout.manifest(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if Digest.of(data) == digest:
+            return Manifest.parse(data)
+        held = self._layout.aside(f"{digest.hex}.json")
+        disk.make_folder(held.parent)
+        disk.rename(path, held)
+        log.warning("manifest %s is damaged; it lies in %s now", digest, held)
+        return None
+
+    def manifests(self) -> Iterator[Digest]:
+        """Yield the digests that the names under `manifests/` say."""
+        for path in sorted((self._layout.root / "manifests").glob("??/*.json")):
+            try:
+                yield Digest(path.parent.name + path.stem)
+            except ContentError:
+                continue
+
+    # --- refs --------------------------------------------------------------------------------------------------
+
+    def tag(self, registry: str, uuid: str, manifest: Digest, *, durable: bool = False) -> Path:
+        """Say that a checkpoint consists of a manifest's files (and of those of its other refs)."""
+        path = self._layout.refs(registry, uuid) / manifest.hex
+        disk.make_folder(path.parent)
+        try:
+            fd = disk.create(path, 0o444)
+        except FileExistsError:
+            return path
+        try:
+            if durable:
+                disk.sync(fd)
+        finally:
+            os.close(fd)
+        return path
+
+    def untag(self, registry: str, uuid: str) -> int:
+        """Remove all refs of a checkpoint; return how many there were."""
+        folder = self._layout.refs(registry, uuid)
+        names = self._names(folder)
+        for digest in names:
+            disk.unlink(folder / digest.hex)
+        try:
+            folder.rmdir()
+        except OSError:
+            log.debug("%s is not empty, or gone", folder)
+        return len(names)
+
+    def of(self, registry: str, uuid: str) -> list[Digest]:
+        """Return the manifests of a checkpoint, the oldest ref first."""
+        return self._names(self._layout.refs(registry, uuid))
+
+    def registries(self, uuid: str) -> list[str]:
+        """Return the registries that have refs of a checkpoint, in order of name."""
+        folder = self._layout.root / "refs"
+        try:
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+        return [unquote_registry(name) for name in names if (folder / name / uuid).is_dir()]
+
+    def all(self) -> Iterator[tuple[str, str, list[Digest]]]:
+        """Yield registry, UUID and manifests of every checkpoint."""
+        folder = self._layout.root / "refs"
+        if not folder.is_dir():
+            return
+        for registry in sorted(os.listdir(folder)):
+            for uuid in sorted(os.listdir(folder / registry)):
+                yield unquote_registry(registry), uuid, self._names(folder / registry / uuid)
+
+    def _names(self, folder: Path) -> list[Digest]:
+        found = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    try:
+                        found.append((entry.stat().st_mtime_ns, Digest(entry.name)))
+                    except (ContentError, FileNotFoundError):
+                        continue
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [digest for _, digest in sorted(found)]
+
+
+def union(manifests: list[Manifest]) -> Manifest | None:
+    """Join what several refs say of one checkpoint: a file with a digest beats one without, a later ref an earlier.
+
+    Entries that cannot lie in one tree with those of a later ref are dropped.
+    """
+    if len(manifests) < 2:
+        return manifests[0] if manifests else None
+    files: dict[RelativePath, FileEntry] = {}
+    folders: set[str] = set()
+    directories: set[RelativePath] = set()
+    for manifest in reversed(manifests):
+        for entry in manifest.files:
+            if entry.path in folders or any(parent in files for parent in entry.path.parents):
+                continue
+            known = files.get(entry.path)
+            if known is None or (known.digest is None and entry.digest is not None):
+                files[entry.path] = entry
+                folders.update(entry.path.parents)
+        directories.update(manifest.directories)
+    usable = [folder for folder in directories if folder not in files and not any(p in files for p in folder.parents)]
+    return Manifest.of(files.values(), usable)

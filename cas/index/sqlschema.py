@@ -1,0 +1,46 @@
+"""The SQLite index's schema. It holds nothing that the plain files do not: it can be deleted at any time."""
+
+VERSION = 1
+
+# Statements are parted by empty lines.
+SCHEMA = """\
+-- The JSON-lines files that rows were read from, and how far.
+CREATE TABLE source (
+    id      INTEGER PRIMARY KEY,
+    path    TEXT NOT NULL UNIQUE,   -- below the home
+    inode   INTEGER NOT NULL,       -- another inode under the same name is read from the start
+    offset  INTEGER NOT NULL        -- bytes read so far; always the start of a line
+);
+
+-- The last line of each file about each thing. Lines carry their own checksum, which every reader checks.
+CREATE TABLE fact (
+    kind    TEXT NOT NULL,          -- "blob", "origin", "target"
+    key     TEXT NOT NULL,          -- digest, remote identity, absolute path
+    source  INTEGER NOT NULL,
+    line    BLOB NOT NULL,
+    PRIMARY KEY (kind, key, source)
+) WITHOUT ROWID;
+
+-- What was last seen of each thing of each registry.
+CREATE TABLE record (
+    registry TEXT NOT NULL,
+    kind     TEXT NOT NULL,         -- opaque here; the registry room says what there is
+    id       TEXT NOT NULL,
+    seen     REAL NOT NULL,         -- seconds since 1970
+    source   INTEGER NOT NULL,
+    line     BLOB NOT NULL,
+    PRIMARY KEY (registry, kind, id)
+) WITHOUT ROWID;
+
+-- What a thing belongs to ("experiment/1", "trial/2"), for queries.
+CREATE TABLE parent (
+    parent   TEXT NOT NULL,
+    kind     TEXT NOT NULL,
+    registry TEXT NOT NULL,
+    id       TEXT NOT NULL,
+    PRIMARY KEY (parent, kind, registry, id)
+) WITHOUT ROWID;
+
+-- One row: whose index this is.
+CREATE TABLE meta (store TEXT NOT NULL, boot TEXT);
+"""

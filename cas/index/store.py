@@ -1,0 +1,196 @@
+"""The store: one home on this disk, and the door to everything in it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cas.errors import CasError, UsageError
+from cas.index import blobs as blobs_module
+from cas.index import disk, locks, refs
+from cas.index.blobs import Blobs
+from cas.index.digest import Digest
+from cas.index.facts import Facts
+from cas.index.ingest import Follower, Ingest, Staging
+from cas.index.layout import Layout, prepare
+from cas.index.manifest import Manifest
+from cas.index.records import Records
+from cas.index.refs import Refs
+from cas.index.seal import Sealer
+from cas.index.sqlindex import SqlIndex
+
+log = logging.getLogger("cas.index")
+
+STALL = 60.0  # seconds without progress after which a lock is no longer waited for
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+
+
+class Store:
+    """One home. Opening it is cheap; it may be shared by threads and used after a fork.
+
+    Raises:
+        NotAllowedError: the home cannot be made or read.
+        ContentError: it is a newer cas' store.
+    """
+
+    def __init__(self, home: Path, *, stall: float = STALL) -> None:
+        self.home = home.absolute()
+        self.stall = stall
+        self.id = prepare(self.home)
+        self.layout = Layout(self.home)
+        self.index = SqlIndex(self.home, self.id)
+        self.facts = Facts(self.layout, self.index)
+        self.records = Records(self.layout, self.index)
+        self.blobs = Blobs(self.layout, self.facts)
+        self.refs = Refs(self.layout)
+        self._sealer = Sealer(self.blobs)
+
+    # --- bytes in ------------------------------------------------------------------------------------------
+
+    def staging(self, key: str) -> Staging:
+        """Make a folder of our own for the partial files of one piece of work, named by `key`."""
+        return Staging(self.layout.ingest(key), self.blobs)
+
+    @contextlib.contextmanager
+    def ingest(self, *, expected_size: int | None = None, followers: tuple[Follower, ...] = ()) -> Iterator[Ingest]:
+        """Write one blob: removed unless committed."""
+        with explained(f"cannot write into {self.home}"):
+            staging = self.staging("one file")
+            try:
+                with staging.ingest(expected_size, followers=followers) as ingest:
+                    yield ingest
+            finally:
+                staging.close()
+
+    def put(self, data: bytes, *, durable: bool = False) -> Digest:
+        """Store some bytes in memory as a blob."""
+        with self.ingest(expected_size=len(data)) as ingest:
+            ingest.write(data)
+            return ingest.commit(durable=durable)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------
+
+    def tag(self, registry: str, uuid: str, manifest: Manifest, *, durable: bool = False) -> list[Digest]:
+        """Say that a checkpoint consists of a manifest's files, then look again for every blob.
+
+        Returns:
+            The digests whose blobs are absent: somebody removed them in between. The caller brings them again.
+        """
+        check_uuid(uuid)
+        with explained(f"cannot write into {self.home}"):
+            staging = self.staging("manifest")
+            try:
+                digest = self.refs.put(manifest, staging.folder, durable=durable)
+            finally:
+                staging.close()
+            path = self.refs.tag(registry, uuid, digest, durable=durable)
+            if durable:
+                self._sync_names(manifest, [path.parent, path.parent.parent, path.parent.parent.parent])
+        self.blobs.drop_healed()
+        return self.absent(manifest)
+
+    def _sync_names(self, manifest: Manifest, folders: list[Path]) -> None:
+        wanted = dict.fromkeys(folders)
+        for entry in manifest.files:
+            if entry.digest is not None:
+                wanted.update(dict.fromkeys(self.blobs.folders(entry.digest)))
+        path = self.layout.manifest(manifest.digest)
+        wanted.update(dict.fromkeys([path.parent, path.parent.parent, self.home]))
+        for folder in wanted:
+            disk.sync_folder(folder)
+
+    def resolve(self, registry: str, uuid: str) -> Manifest | None:
+        """Return what a checkpoint consists of, as far as this store knows; None if it knows nothing.
+
+        The registry's own refs count first, then what was added locally, then any other registry's: a UUID
+        names one checkpoint, whoever tells of it.
+        """
+        check_uuid(uuid)
+        names = dict.fromkeys([registry, "local", *self.refs.registries(uuid)])
+        best: Manifest | None = None
+        for name in names:
+            found = [manifest for digest in self.refs.of(name, uuid) if (manifest := self.refs.get(digest))]
+            joined = refs.union(found)
+            if joined is not None and joined.complete:
+                return joined
+            best = best or joined
+        return best
+
+    def absent(self, manifest: Manifest) -> list[Digest]:
+        """Return the digests of a manifest whose blobs are not here."""
+        wanted = dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
+        return [digest for digest in wanted if not self.layout.blob(digest).exists() and not self.has(digest)]
+
+    def has(self, digest: Digest) -> bool:
+        """Whether a blob is here and can be believed; it is hashed if no usable fact says so."""
+        return self.blobs.locate(digest) is not None
+
+    def seal_later(self, digests: Iterable[Digest]) -> None:
+        """Let a low-priority thread make blobs survive a power cut."""
+        self._sealer.add(digests)
+
+    # --- other processes -------------------------------------------------------------------------------------
+
+    def exclusive(self, key: str) -> contextlib.AbstractContextManager[bool]:
+        """Hold the lock of a piece of work, so that nobody else does the same; yield whether it is held.
+
+        Waits while the holder's staging folders for the same key grow, and no longer.
+        """
+        folder = self.layout.ingest(key)
+        return locks.exclusive(self.layout.lock(key), progress=lambda: _activity(folder), stall=self.stall)
+
+    def close(self) -> None:
+        """Close what is open; the store opens it again when it is needed."""
+        self.index.close()
+
+
+def _activity(folder: Path) -> object:
+    """What changes while somebody works in a staging folder."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob("*/*")):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def check_uuid(uuid: str) -> str:
+    """Return a checkpoint's UUID in canonical form (36 characters, lower case), as it is.
+
+    Raises:
+        UsageError: it is in another form, or none.
+    """
+    if not _UUID.fullmatch(uuid):
+        raise UsageError(f"not a checkpoint UUID: {uuid!r:.80}")
+    return uuid
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn errors of the disk into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        known = blobs_module.explain(error, doing)
+        if isinstance(known, CasError):
+            raise known from error
+        raise
+
+
+_stores_lock = threading.Lock()
+_stores: dict[tuple[int, Path], Store] = {}
+
+
+def open_store(home: Path) -> Store:
+    """Return this process's store of a home; the same object each time."""
+    key = (os.getpid(), home.absolute())
+    with _stores_lock:
+        if key not in _stores or not (home / "format.json").exists():
+            _stores[key] = Store(home)
+        return _stores[key]

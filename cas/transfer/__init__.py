@@ -1,0 +1,1 @@
+"""Get what is not here: remotes, plans, parallel checked reads, progress."""
