@@ -149,13 +149,17 @@ class Blobs:
             disk.rename(path, held)
         except FileNotFoundError:
             return None
-        with self._lock:
-            self._known.pop(digest, None)
+        self.forget(digest)
         if self._matches(held, digest):
             self.link_back(held, digest)
             return None
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
         return held
+
+    def forget(self, digest: Digest) -> None:
+        """No longer believe a blob without looking at what facts say."""
+        with self._lock:
+            self._known.pop(digest, None)
 
     def link_back(self, held: Path, digest: Digest) -> None:
         """Give what is held in `aside/` its name back."""

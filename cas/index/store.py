@@ -89,6 +89,9 @@ class Store:
             finally:
                 staging.close()
             path = self.refs.tag(registry, uuid, digest, durable=durable)
+            while self.refs.get(digest) is None:  # somebody removed another checkpoint of the same files
+                with self.staging("manifest") as again:
+                    self.refs.put(manifest, again.folder, durable=durable)
             if durable:
                 self._sync_names(manifest, [path.parent, path.parent.parent, path.parent.parent.parent])
         self.blobs.drop_healed()
@@ -129,6 +132,17 @@ class Store:
     def has(self, digest: Digest) -> bool:
         """Whether a blob is here and can be believed; it is hashed if no usable fact says so."""
         return self.blobs.locate(digest) is not None
+
+    def drop_view(self, manifest: Digest) -> None:
+        """Take the view of a manifest away; whoever wants one makes it again."""
+        view = self.layout.view(manifest)
+        held = self.layout.aside(f"view-{manifest.hex}")
+        try:
+            disk.make_folder(held.parent)
+            disk.rename(view, held)
+        except FileNotFoundError:
+            return
+        disk.remove_tree(held)
 
     def seal_later(self, digests: Iterable[Digest]) -> None:
         """Let a low-priority thread make blobs survive a power cut."""
