@@ -1,1 +1,62 @@
-"""`cas`: a content-addressed local store for machine-learning checkpoints."""
+"""`cas`: a content-addressed local store for machine-learning checkpoints, with the Determined client's API.
+
+::
+
+    import cas
+    from cas.experimental import Determined, Checkpoint
+
+    cas.add("model/", experiment=1, trial=2, steps=300, metrics={"accuracy": 0.97},
+            searcher_metric="accuracy", smaller_is_better=False)
+    checkpoint = Determined().get_experiment(1).top_checkpoint()
+    model = checkpoint.load()
+
+Importing it is cheap: the names below are loaded when they are first used, frameworks and cloud clients later still.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cas.checkpoint import Checkpoint, add, remove
+    from cas.client import Determined, ExperimentReference, TrialReference
+    from cas.config import Settings
+    from cas.errors import CasError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CasError",
+    "Checkpoint",
+    "Determined",
+    "ExperimentReference",
+    "Settings",
+    "TrialReference",
+    "__version__",
+    "add",
+    "remove",
+]
+
+_HOMES = {
+    "CasError": "cas.errors",
+    "Checkpoint": "cas.checkpoint",
+    "Determined": "cas.client",
+    "ExperimentReference": "cas.client",
+    "Settings": "cas.config",
+    "TrialReference": "cas.client",
+    "add": "cas.checkpoint",
+    "remove": "cas.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cas' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

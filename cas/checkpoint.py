@@ -1,1 +1,381 @@
-"""`Checkpoint`: download, load, load_from_path, view: wires the rooms together."""
+"""`Checkpoint`: download, load, load_from_path, view. Wires the rooms together.
+
+A checkpoint's way through the code: its record (registry) → origin and plan (transfer) → blobs, manifest and ref
+(index) → a view or a user's folder (load) → the framework's own loader.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid as uuids
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cas.config import Link, Settings, Trust
+from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageError
+from cas.index.digest import Digest
+from cas.index.manifest import FileEntry, Manifest
+from cas.index.remove import RemoveReport, execute_remove, plan_remove
+from cas.index.store import Store, check_uuid, open_store
+from cas.load.links import LinkReport, Materializer, is_complete
+from cas.load.loading import load_folder, user_folder
+from cas.load.views import AbsentBlobsError, make_view
+from cas.registry.local import LOCAL, record_local, record_removed
+from cas.registry.records import CheckpointRecord, State
+from cas.transfer.adopt import ingest_folder
+from cas.transfer.fetch import PullReport, pull
+from cas.transfer.urls import remote_for_storage
+
+log = logging.getLogger("cas.checkpoint")
+
+_ATTEMPTS = 3  # to make a view while another process removes blobs or this one finds damaged ones
+
+OnFile = Callable[[FileEntry], None]
+
+
+class Checkpoint:
+    """A set of files that a trial saved, known by its UUID.
+
+    `record` is what a registry knows of it; the files may be on this disk, or at their origin, or both.
+    """
+
+    def __init__(self, record: CheckpointRecord, *, settings: Settings | None = None) -> None:
+        self.record = record
+        self.settings = settings or Settings.load()
+        self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
+        self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
+
+    # --- what is known ---------------------------------------------------------------------------------------
+
+    @property
+    def uuid(self) -> str:
+        """The UUID: 36 characters, lower case."""
+        return self.record.uuid
+
+    @property
+    def state(self) -> State:
+        """COMPLETED, DELETED, …"""
+        return self.record.state
+
+    @property
+    def experiment_id(self) -> int | None:
+        """The id of its experiment, within its registry."""
+        return self.record.experiment_id
+
+    @property
+    def trial_id(self) -> int | None:
+        """The id of its trial, within its registry."""
+        return self.record.trial_id
+
+    @property
+    def batch_number(self) -> int | None:
+        """How many batches the trial had trained when it was saved."""
+        return self.record.steps_completed
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What was reported with it; `metadata.json` among its files holds the same."""
+        return self.record.metadata
+
+    @property
+    def resources(self) -> Mapping[str, int]:
+        """Relative path → size in bytes; names that end in `/` are folders."""
+        return self.record.resources
+
+    @property
+    def hparams(self) -> Mapping[str, Any]:
+        """The hyperparameters of its trial."""
+        return self.record.hparams
+
+    @property
+    def experiment_config(self) -> Mapping[str, Any]:
+        """The configuration of its experiment."""
+        return self.record.experiment_config
+
+    @property
+    def validation(self) -> Mapping[str, Any]:
+        """`{"metrics": {"num_inputs": …, "validation_metrics": {…}}, "state": "COMPLETED"}`, or metrics None."""
+        metrics = self.record.validation_metrics
+        if metrics is None:
+            return {"metrics": None, "state": ""}
+        if "validation_metrics" in metrics:
+            return {"metrics": dict(metrics), "state": "COMPLETED"}
+        return {"metrics": {"num_inputs": 0, "validation_metrics": dict(metrics)}, "state": "COMPLETED"}
+
+    @cached_property
+    def store(self) -> Store:
+        """The store that its files are kept in."""
+        return open_store(self.settings.home)
+
+    @property
+    def is_only_copy(self) -> bool:
+        """Whether its files lie nowhere but in this store: added here, with no origin."""
+        return not self.record.experiment_config.get("checkpoint_storage")
+
+    def __repr__(self) -> str:
+        where = f"trial {self.trial_id} of experiment {self.experiment_id}" if self.trial_id is not None else "no trial"
+        return f"<Checkpoint {self.uuid}: {where}, batch {self.batch_number}, {self.state}, {self.record.registry}>"
+
+    # --- the files -------------------------------------------------------------------------------------------
+
+    def download(self, path: str | Path | None = None, *, link: Link | str | None = None) -> str:
+        """Bring the files into a folder of the user's, whole or not at all; return its path.
+
+        Args:
+            path: the folder; default `checkpoints/<uuid>` under the current one. It may exist: what is right there
+                is kept, what is missing is added, and what is not the checkpoint's is never touched.
+            link: `auto` (reflink where the file system can, else copy), `reflink`, `hardlink`, `symlink`, `copy`.
+
+        Raises:
+            ForeignContentError: the folder holds other content under a name of the checkpoint's.
+            CheckpointNotFoundError: the files are neither here nor at the origin.
+            NoSpaceError: the disk is full.
+        """
+        self._require_downloadable()
+        target = Path(path) if path is not None else Path("checkpoints") / self.uuid
+        mode = Link(link) if link is not None else self.settings.link
+        known = self.store.resolve(self.record.registry, self.uuid)
+        if known is not None and known.complete:
+            extra = self._metadata_file(known)
+            if is_complete(self.store, target, known, extra):
+                self.link_report, self.pull_report = LinkReport.unchanged(known), None
+                return str(target)
+        only = self.is_only_copy
+        with Materializer(self.store, target, link=mode, is_only_copy=lambda _: only) as materializer:
+            manifest = self._bring(materializer.add)
+            self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
+        return str(target)
+
+    def view(self) -> Path:
+        """Return a read-only folder that looks like the checkpoint, made of links into the store.
+
+        For loaders of the user's own: `AutoModel.from_pretrained(checkpoint.view())`.
+
+        Raises:
+            CheckpointNotFoundError: the files are neither here nor at the origin.
+        """
+        self._require_downloadable()
+        manifest = self.store.resolve(self.record.registry, self.uuid)
+        if manifest is None or not manifest.complete:
+            manifest = self._bring(None)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return make_view(self.store, manifest).path
+            except AbsentBlobsError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                manifest = self._bring(None)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def load(
+        self,
+        path: str | Path | None = None,
+        tags: list[str] | None = None,
+        *,
+        trust: Trust | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the model with its framework's own loader: a `torch.nn.Module`, or a TensorFlow trackable.
+
+        Reads from the store and writes nothing into the current folder; with `path`, downloads there and loads
+        from there. `kwargs` reach the framework's loader (`map_location`, `weights_only`, …).
+
+        Args:
+            path: see `download`.
+            tags: of the graph in a SavedModel; default `["serve"]`.
+            trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
+
+        Raises:
+            UnsafeContentError: the trust policy does not allow what would run.
+            ContentError: nothing that can be loaded is in it.
+        """
+        policy = Trust(trust) if trust is not None else self.settings.trust
+        folder = self.view() if path is None else Path(self.download(path))
+        return load_folder(
+            folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs
+        )
+
+    @staticmethod
+    def load_from_path(
+        path: str | Path, tags: list[str] | None = None, *, trust: Trust | str | None = None, **kwargs: Any
+    ) -> Any:
+        """Load the model from a folder that `download` made, or any checkpoint folder; see `load`.
+
+        The folder is only read: nothing is copied, hashed or written.
+
+        Raises:
+            NotFoundError: there is no such folder.
+        """
+        policy = Settings.load(trust=trust).trust
+        with user_folder(Path(path)) as view:
+            return load_folder(view, tags=tags, metadata=None, trust=policy, from_store=False, **kwargs)
+
+    # --- how they get here -------------------------------------------------------------------------------------
+
+    def _require_downloadable(self) -> None:
+        if self.state not in (State.COMPLETED, State.PARTIALLY_DELETED):
+            raise CasError(
+                "Only COMPLETED or PARTIALLY_DELETED checkpoints can be downloaded."
+                f" Checkpoint {self.uuid} is {self.state}"
+            )
+
+    def _bring(self, on_file: OnFile | None) -> Manifest:
+        """Return a manifest whose blobs are all here, told one by one to `on_file`; fetch what is missing."""
+        manifest = self.store.resolve(self.record.registry, self.uuid)
+        absent: list[Digest] = []
+        if manifest is not None and manifest.complete:
+            absent = [digest for digest in _digests(manifest) if not self.store.has(digest)]
+            if not absent:
+                for entry in manifest.files if on_file else ():
+                    on_file(entry)
+                self.pull_report = None
+                return manifest
+        storage = self.record.experiment_config.get("checkpoint_storage")
+        if not storage:
+            raise self._gone(manifest, absent)
+        remote = remote_for_storage(storage, self.uuid, self.settings)
+        if self.settings.offline and not remote.url.startswith("file:"):
+            raise OfflineError(f"checkpoint {self.uuid} is not (wholly) on this disk, and CAS_OFFLINE is set")
+        self.pull_report = pull(
+            self.store,
+            remote,
+            registry=self.record.registry,
+            uuid=self.uuid,
+            settings=self.settings,
+            expected_sizes=self.resources or None,
+            partial=self.state is State.PARTIALLY_DELETED,
+            on_file=on_file,
+        )
+        return self.pull_report.manifest
+
+    def _gone(self, manifest: Manifest | None, absent: list[Digest]) -> CheckpointNotFoundError:
+        if manifest is None:
+            return CheckpointNotFoundError(
+                f"checkpoint {self.uuid} is not in the store {self.settings.home}, and no registry says where its"
+                " files lie; `cas add FOLDER --uuid UUID` adds them"
+            )
+        names = [entry.path for entry in manifest.files if entry.digest in absent]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return CheckpointNotFoundError(
+            f"{names[0]}{more} of checkpoint {self.uuid} is damaged or gone, and it was added locally, so there is no"
+            f" origin to fetch it from; `cas check` says more, `cas add FOLDER --uuid {self.uuid}` brings it back"
+        )
+
+    def _metadata_file(self, manifest: Manifest) -> bytes | None:
+        """The `metadata.json` that a download writes if the checkpoint has none of its own."""
+        if "metadata.json" in manifest.by_path:
+            return None
+        return json.dumps(dict(self.metadata), indent=2, ensure_ascii=False).encode("utf-8")
+
+
+def _digests(manifest: Manifest) -> Iterator[Digest]:
+    yield from dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
+
+
+def add(
+    path: str | Path,
+    *,
+    experiment: int | None = None,
+    trial: int | None = None,
+    steps: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+    searcher_metric: str | None = None,
+    smaller_is_better: bool | None = None,
+    uuid: str | None = None,
+    hparams: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+) -> Checkpoint:
+    """Add a folder (or one file) to the store as a checkpoint; when this returns, it survives a power cut.
+
+    The files are copied (reflinked where the file system can); the user's own are neither linked nor changed.
+
+    Args:
+        path: the folder with the checkpoint's files.
+        experiment: the id of the experiment it belongs to, chosen by the user.
+        trial: the id of the trial; unique over all experiments.
+        steps: how many batches the trial had trained.
+        metrics: name → value of the validation at that step.
+        searcher_metric: the metric that decides which checkpoint of the experiment is best; needs saying once.
+        smaller_is_better: its direction; needs saying with it.
+        uuid: default: a new one.
+        hparams: the trial's hyperparameters.
+        metadata: default: what `metadata.json` in the folder says.
+        config: more of the experiment's configuration.
+        settings: default: `Settings.load()`.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        UnsafeNameError: a name in it cannot be kept.
+        UsageError: arguments that contradict each other, or what was said before of the experiment.
+    """
+    chosen = settings or Settings.load()
+    name = check_uuid(uuid.lower()) if uuid is not None else str(uuids.uuid4())
+    store = open_store(chosen.home)
+    with _only_once(store, name):
+        manifest = ingest_folder(store, Path(path), settings=chosen)
+        record = record_local(
+            store,
+            uuid=name,
+            experiment=experiment,
+            trial=trial,
+            steps=steps,
+            metrics=metrics,
+            searcher_metric=searcher_metric,
+            smaller_is_better=smaller_is_better,
+            hparams=hparams,
+            metadata=metadata if metadata is not None else _metadata_in(store, manifest),
+            config=config,
+            resources=_resources(manifest),
+            durable=True,
+        )
+        while store.tag(LOCAL, name, manifest, durable=True):
+            manifest = ingest_folder(store, Path(path), settings=chosen)  # somebody removed blobs in between
+    return Checkpoint(record, settings=chosen)
+
+
+@contextmanager
+def _only_once(store: Store, uuid: str) -> Iterator[None]:
+    if store.refs.of(LOCAL, uuid):
+        manifest = store.resolve(LOCAL, uuid)
+        if manifest is not None and manifest.complete and not store.absent(manifest):
+            raise UsageError(f"checkpoint {uuid} is in the store already; `cas rm {uuid}` removes it")
+    yield
+
+
+def _resources(manifest: Manifest) -> dict[str, int]:
+    found = {str(entry.path): entry.size for entry in manifest.files}
+    return found | {f"{folder}/": 0 for folder in manifest.directories}
+
+
+def _metadata_in(store: Store, manifest: Manifest) -> dict[str, Any]:
+    entry = manifest.by_path.get("metadata.json")
+    if entry is None or entry.digest is None or entry.size > 64 << 20:
+        return {}
+    try:
+        data = json.loads(store.blobs.read(entry.digest))
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
+    """Remove a checkpoint's files from this disk; bytes that other checkpoints need stay.
+
+    What was added locally is gone then: it has no origin. The record of a master's checkpoint stays.
+
+    Raises:
+        NotFoundError: the store holds no such checkpoint.
+    """
+    chosen = settings or Settings.load()
+    store = open_store(chosen.home)
+    plan = plan_remove(store, check_uuid(uuid.lower()))
+    report = execute_remove(store, plan)
+    if LOCAL in plan.registries:
+        record_removed(store, plan.uuid)
+    return report
