@@ -141,6 +141,21 @@ class Ingest:
         disk.write_at(self._fd, view, offset)
         self._note(offset, end, view)
 
+    def copy_from(self, source: int) -> None:
+        """Copy all of another file, sharing its blocks where the file system can.
+
+        Raises:
+            ContentError: it is shorter than the expected size.
+        """
+        size = os.fstat(source).st_size if self.size is None else self.size
+        for start in range(0, size, disk.COPY_WINDOW):
+            end = min(start + disk.COPY_WINDOW, size)
+            try:
+                disk.copy_range(source, self._fd, start, end - start)
+            except EOFError as error:
+                raise ContentError(f"{error}, but {size} bytes were expected") from error
+            self._note(start, end, None)
+
     @property
     def missing(self) -> list[Range]:
         """The ranges that are not written yet."""
