@@ -30,6 +30,8 @@ _observer: Observer | None = None
 
 COPY_WINDOW = 64 << 20  # bytes per copy_file_range call: long enough to be cheap, short enough for Ctrl-C
 
+_RACES = 20  # how often in a row a race with another process is tried again
+
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 
@@ -61,7 +63,13 @@ def _step(function: Callable[P, R]) -> Callable[P, R]:
 @_step
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it; an existing one is fine."""
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for attempt in range(_RACES):
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:  # another process removed the empty folder above in between
+            if attempt == _RACES - 1:
+                raise
 
 
 @_step

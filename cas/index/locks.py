@@ -59,11 +59,14 @@ class Claim:
     """A lock on a file of ours, held while we live, so that others can tell that its folder is abandoned."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = disk.create(path)
+        # Locked before it has its name: a claim that can be seen without a lock looks abandoned.
+        unnamed = path.with_suffix(".new")
+        self._fd = disk.create(unnamed)
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        disk.rename(unnamed, path)
 
     def release(self) -> None:
         """End the claim."""
