@@ -1,0 +1,233 @@
+"""`make bench`: every row of the design's table of speeds, beside peers, in one run.
+
+`python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, import, memory.
+Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import uuid as uuids
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Contender, compare, job, peer
+from tests import s3_server
+
+MIB = 1 << 20
+_HASH = "import sys, blake3; print(blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(sys.argv[1]).hexdigest())"
+
+
+class Ground:
+    """Where a benchmark lies: a folder, and a real S3 server on the same machine."""
+
+    def __init__(self, folder: Path, server: s3_server.S3Server) -> None:
+        self.folder = folder
+        self.server = server
+        self.home = folder / "home"
+        self.target = folder / "target"
+        self.client = server.client()
+        self.client.create_bucket(Bucket="bench")
+
+    def upload(self, files: dict[str, bytes]) -> str:
+        """Upload a checkpoint; return its UUID."""
+        uuid = str(uuids.uuid4())
+        for name, data in files.items():
+            self.client.put_object(Bucket="bench", Key=f"{uuid}/{name}", Body=data)
+        return uuid
+
+    @property
+    def storage(self) -> str:
+        """The storage's configuration, as JSON."""
+        return json.dumps(self.server.storage("bench"))
+
+    def clean(self) -> None:
+        """Remove the store and the target, so that the next run is cold."""
+        for path in (self.home, self.target):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def s5cmd(self, uuid: str, *, then: list[str] | None = None) -> Contender | None:
+        """Return the peer that copies with s5cmd, and then does something with what it got."""
+        program = peer("s5cmd")
+        if program is None:
+            return None
+        copy = [program, "--endpoint-url", self.server.endpoint, "cp", f"s3://bench/{uuid}/*", f"{self.target}/"]
+
+        def work() -> None:
+            keys = {"AWS_ACCESS_KEY_ID": self.server.access_key, "AWS_SECRET_ACCESS_KEY": self.server.secret_key}
+            environment = {**os.environ, **keys, "AWS_REGION": "us-east-1"}
+            subprocess.run(copy, check=True, env=environment, stdout=subprocess.DEVNULL)
+            if then:
+                subprocess.run(then, check=True, stdout=subprocess.DEVNULL)
+
+        return Contender("s5cmd", work, self.clean)
+
+
+def cold(ground: Ground) -> None:
+    """Pull one file of 1 GiB with a cold store."""
+    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    digest = [sys.executable, "-c", _HASH, str(ground.target / "state_dict.pth")]
+    copy = ["cp", "-r", str(ground.target), str(ground.folder / "copy")]
+    ours = Contender("cas: pull, hash, commit, view", job("pull", ground.home, ground.storage, uuid), ground.clean)
+    peers = [
+        named("s5cmd, then BLAKE3 on all cores", ground.s5cmd(uuid, then=digest)),
+        named("s5cmd, unchecked", ground.s5cmd(uuid)),
+        Contender("boto3 as the Determined client", job("sdk", ground.storage, uuid, ground.target), ground.clean),
+    ]
+    compare("Cold pull from S3, one file of 1 GiB", [ours, *filter(None, peers)])
+    target = ground.folder / "user"
+
+    def clean() -> None:
+        ground.clean()
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(ground.folder / "copy", ignore_errors=True)
+
+    download = Contender(
+        "cas: download() that is a copy", job("download", ground.home, ground.storage, uuid, target, "copy"), clean
+    )
+    other = named("s5cmd, then cp", ground.s5cmd(uuid, then=copy))
+    if other is not None:
+        other.before = clean
+        compare("Cold download into a folder, one file of 1 GiB", [download, other])
+    clean()
+
+
+def small(ground: Ground) -> None:
+    """Pull 5,000 files of 200 B to 20 kB with a cold store."""
+    sizes = [200 + (number * 7919) % 19800 for number in range(5000)]
+    files = {f"part-{number // 100}/{number}.bin": os.urandom(size) for number, size in enumerate(sizes)}
+    uuid = ground.upload(files)
+    ours = Contender("cas: pull, hash, commit, view", job("pull", ground.home, ground.storage, uuid), ground.clean)
+    sdk = Contender("boto3 as the Determined client", job("sdk", ground.storage, uuid, ground.target), ground.clean)
+    peers = [named("s5cmd, unchecked", ground.s5cmd(uuid)), sdk]
+    compare("Cold pull from S3, 5,000 files of 200 B to 20 kB", [ours, *filter(None, peers)], rounds=3)
+
+
+def again(ground: Ground) -> None:
+    """Download 1 GiB that is in the store, in process."""
+    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    subprocess.run(job("download", ground.home, ground.storage, uuid, ground.target), check=True)
+
+    def measured(link: str) -> Callable[[], float]:
+        command = job("again", ground.home, ground.storage, uuid, ground.folder, link)
+        return lambda: statistics.median(_output(command))
+
+    def clean() -> None:
+        shutil.rmtree(ground.folder / "copy", ignore_errors=True)
+
+    plain = Contender("cp -r", ["cp", "-r", str(ground.target), str(ground.folder / "copy")], clean)
+    compare("Second download of 1 GiB, in process: copy", [Contender("cas: copy", measured("copy")), plain])
+    plain = Contender("cp -r", plain.work, clean)
+    compare("The same: hard link", [Contender("cas: hard link", measured("hardlink")), plain])
+    clean()
+
+
+def load(ground: Ground) -> None:
+    """Load a known state dict of 256 MiB."""
+    uuid = ground.upload({"state_dict.pth": _state_dict(64)})
+    subprocess.run(job("download", ground.home, ground.storage, uuid, ground.target), check=True)
+    ours = Contender("cas: load()", lambda: statistics.median(_output(job("load", ground.home, ground.storage, uuid))))
+    file = ground.target / "state_dict.pth"
+    plain = Contender("torch.load(mmap=True)", lambda: statistics.median(_output(job("torch_load", file))))
+    compare("load() of a known state dict of 256 MiB", [ours, plain])
+
+
+def ranks(ground: Ground) -> None:
+    """Eight processes load one new checkpoint of 256 MiB, from a barrier after their imports."""
+    uuid = ground.upload({"state_dict.pth": _state_dict(64)})
+
+    def measured(count: int) -> Callable[[], float]:
+        def work() -> float:
+            place = Path(tempfile.mkdtemp(dir=ground.folder))
+            command = job("barrier", ground.home, ground.storage, uuid, place, count)
+            children = [subprocess.Popen([*command, str(number)]) for number in range(count)]
+            if any(child.wait() for child in children):
+                raise RuntimeError("a process failed")
+            moments = [json.loads(path.read_text()) for path in place.glob("done-*")]
+            return float(max(end for _, end in moments) - min(start for start, _ in moments))
+
+        return work
+
+    eight = Contender("cas: 8 processes", measured(8), ground.clean)
+    one = Contender("cas: 1 process", measured(1), ground.clean)
+    compare("One new checkpoint of 256 MiB, loaded from a barrier", [eight, one], rounds=3)
+
+
+def importing(ground: Ground) -> None:
+    """Import the package."""
+    ours = Contender("python -c 'import cas'", [sys.executable, "-c", "import cas"])
+    client = Contender("… from cas.experimental import Determined", [sys.executable, "-c", "import cas.experimental"])
+    plain = Contender("python -c pass", [sys.executable, "-c", "pass"])
+    compare("import cas", [ours, plain, client], rounds=15)
+
+
+def memory(ground: Ground) -> None:
+    """Measure anonymous memory while pulling 1 GiB."""
+    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    ground.clean()
+    found = json.loads(subprocess.check_output(job("memory", ground.home, ground.storage, uuid)))
+    print(f"\nAnonymous memory while pulling 1 GiB: idle {found['idle'] / MIB:.0f} MiB, grown by", end=" ")
+    print(f"{found['grown'] / MIB:.0f} MiB at the peak")
+
+
+def named(name: str, contender: Contender | None) -> Contender | None:
+    """Name a contender, if it is there."""
+    if contender is not None:
+        contender.name = name
+    return contender
+
+
+def _output(command: list[str]) -> Any:
+    return json.loads(subprocess.check_output(command))
+
+
+def _state_dict(count: int) -> bytes:
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({f"layer{number}.weight": torch.randn(1024, 1024) for number in range(count)}, buffer)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _ground() -> Iterator[Ground]:
+    shm = Path("/dev/shm")
+    parent = os.environ.get("BENCH_FOLDER") or (str(shm) if shm.is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="cas-bench-", dir=parent) as folder:
+        print(f"in {folder}")
+        with s3_server.running(Path(folder)) as server:
+            yield Ground(Path(folder), server)
+
+
+BENCHES: dict[str, Callable[[Ground], None]] = {
+    "import": importing,
+    "cold": cold,
+    "small": small,
+    "again": again,
+    "load": load,
+    "ranks": ranks,
+    "memory": memory,
+}
+
+
+def main(names: list[str]) -> None:
+    """Run the benchmarks of these names, or all."""
+    if unknown := set(names) - BENCHES.keys():
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    for name in names or BENCHES:
+        with _ground() as ground:
+            BENCHES[name](ground)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,136 @@
+"""What the benchmarks run as processes of their own: `python -m bench.jobs NAME ARGUMENT…`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def pull(home: str, storage: str, uuid: str) -> None:
+    """Pull a checkpoint into a store and make its view: hashed, committed."""
+    _checkpoint(home, storage, uuid).view()
+
+
+def download(home: str, storage: str, uuid: str, target: str, link: str = "auto") -> None:
+    """Pull a checkpoint and materialize it in a folder."""
+    _checkpoint(home, storage, uuid).download(target, link=link)
+
+
+def memory(home: str, storage: str, uuid: str) -> None:
+    """Pull, and print by how much the anonymous memory grew at its peak (bytes)."""
+    import threading
+
+    checkpoint = _checkpoint(home, storage, uuid)
+    idle, peak, done = _rss_anon(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, _rss_anon())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    checkpoint.view()
+    done.set()
+    watcher.join()
+    print(json.dumps({"idle": idle, "grown": peak - idle}))
+
+
+def sdk(storage: str, uuid: str, target: str) -> None:
+    """Download with boto3 as the Determined client does: one object after the other, unchecked."""
+    import boto3
+
+    where = json.loads(storage)
+    client = boto3.resource(
+        "s3",
+        endpoint_url=where["endpoint_url"],
+        aws_access_key_id=where["access_key"],
+        aws_secret_access_key=where["secret_key"],
+        region_name="us-east-1",
+    )
+    bucket = client.Bucket(where["bucket"])
+    for found in bucket.objects.filter(Prefix=f"{uuid}/"):
+        path = Path(target) / os.path.relpath(found.key, uuid)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file(found.key, str(path))
+
+
+def load(home: str, storage: str, uuid: str) -> None:
+    """Load a checkpoint that is in the store, several times; print the seconds of each."""
+    checkpoint = _checkpoint(home, storage, uuid)
+    print(json.dumps(_timed(checkpoint.load)))
+
+
+def torch_load(path: str) -> None:
+    """`torch.load(mmap=True)` of the plain file, several times; print the seconds of each."""
+    import torch
+
+    print(json.dumps(_timed(lambda: torch.load(path, mmap=True, weights_only=True))))
+
+
+def again(home: str, storage: str, uuid: str, folder: str, link: str) -> None:
+    """Download a checkpoint that is in the store, in process, into new folders; print the seconds of each."""
+    import shutil
+
+    checkpoint = _checkpoint(home, storage, uuid)
+    seconds = []
+    for number in range(4):
+        target = Path(folder) / f"copy-{number}"
+        shutil.rmtree(target, ignore_errors=True)
+        started = time.perf_counter()
+        checkpoint.download(target, link=link)
+        seconds.append(time.perf_counter() - started)
+        shutil.rmtree(target)
+    print(json.dumps(seconds[1:]))
+
+
+def barrier(home: str, storage: str, uuid: str, folder: str, count: str, number: str) -> None:
+    """Import everything, wait for the others, load; write the moment of start and end."""
+    import torch
+
+    from cas.checkpoint import Checkpoint
+
+    _ = torch, Checkpoint
+    checkpoint = _checkpoint(home, storage, uuid)
+    place = Path(folder)
+    (place / f"ready-{number}").touch()
+    while len(list(place.glob("ready-*"))) < int(count):
+        time.sleep(0.002)
+    started = time.time()
+    checkpoint.load()
+    (place / f"done-{number}").write_text(json.dumps([started, time.time()]))
+
+
+def _timed(function: Any, count: int = 6) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def _checkpoint(home: str, storage: str, uuid: str) -> Any:
+    from cas.checkpoint import Checkpoint
+    from cas.config import Settings
+    from cas.registry.records import CheckpointRecord
+
+    record = CheckpointRecord(
+        registry="bench", uuid=uuid, experiment_config={"checkpoint_storage": json.loads(storage)}
+    )
+    return Checkpoint(record, settings=Settings.load(home=home))
+
+
+def _rss_anon() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
