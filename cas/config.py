@@ -21,6 +21,8 @@ from cas.errors import UsageError
 
 log = logging.getLogger("cas.config")
 
+_MASTER_VARIABLES = ("DET_MASTER", "DET_MASTER_ADDR")
+
 
 class Link(StrEnum):
     """How files get into a user's folder."""
@@ -122,17 +124,11 @@ class Settings:
         file = _read_config_file()
         values: dict[str, Any] = {}
         for one in fields(cls):
-            parse = one.metadata["parse"]
-            variable = f"CAS_{one.name.upper()}"
-            if arguments.get(one.name) is not None:
-                values[one.name] = _parse(parse, arguments[one.name], one.name)
-            elif os.environ.get(variable):
-                values[one.name] = _parse(parse, os.environ[variable], variable)
-            elif one.name in file:
-                values[one.name] = _parse(parse, file[one.name], f"{one.name} in {config_file()}")
-        values.setdefault("home", Path(platformdirs.user_data_dir("cas", appauthor=False)))
+            if (given := _given(one.name, arguments, file)) is not None:
+                values[one.name] = _parse(one.metadata["parse"], *given)
+        values.setdefault("home", _default_home())
         if not values.get("master"):
-            values["master"] = os.environ.get("DET_MASTER") or os.environ.get("DET_MASTER_ADDR") or None
+            values["master"] = next((os.environ[name] for name in _MASTER_VARIABLES if os.environ.get(name)), None)
         return cls(**values)
 
     def but(self, **changes: Any) -> Self:
@@ -140,6 +136,61 @@ class Settings:
         known = {one.name: one.metadata["parse"] for one in fields(self)}
         given = {name: _parse(known[name], value, name) for name, value in changes.items() if value is not None}
         return replace(self, **given)
+
+
+def _given(name: str, arguments: Mapping[str, Any], file: Mapping[str, Any]) -> tuple[Any, str] | None:
+    """Return what is given for a setting, before it is parsed, and where; None if nothing is."""
+    variable = f"CAS_{name.upper()}"
+    if arguments.get(name) is not None:
+        return arguments[name], name
+    if os.environ.get(variable):
+        return os.environ[variable], variable
+    if name in file:
+        return file[name], f"{name} in {config_file()}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One setting: its value, and where that comes from (for `cas doctor`)."""
+
+    name: str
+    value: object
+    source: str  # "argument", the variable, "… in config.toml", or "default"
+    doc: str
+    error: str | None = None  # what is wrong with the value, if anything
+
+
+def explain(**arguments: Any) -> tuple[Explained, ...]:
+    """Say of every setting what it is, where that comes from, and what is wrong with it. Raises nothing."""
+    problem = None
+    try:
+        file = _read_config_file()
+    except UsageError as error:
+        file, problem = {}, str(error)
+    found = [_explain(one, arguments, file) for one in fields(Settings)]
+    if problem is not None:
+        doc = "the file that holds settings"
+        found.append(Explained("config.toml", config_file(), "file", doc, problem))
+    return tuple(found)
+
+
+def _explain(one: Any, arguments: Mapping[str, Any], file: Mapping[str, Any]) -> Explained:
+    doc = one.metadata["doc"]
+    given = _given(one.name, arguments, file)
+    if one.name == "master" and not (given and given[0]):
+        given = next(((os.environ[name], name) for name in _MASTER_VARIABLES if os.environ.get(name)), None)
+    if given is None:
+        return Explained(one.name, _default_home() if one.name == "home" else one.default, "default", doc)
+    source = "argument" if given[1] == one.name else given[1]
+    try:
+        return Explained(one.name, _parse(one.metadata["parse"], *given), source, doc)
+    except UsageError as error:
+        return Explained(one.name, given[0], source, doc, str(error))
+
+
+def _default_home() -> Path:
+    return Path(platformdirs.user_data_dir("cas", appauthor=False))
 
 
 def _parse(parse: Callable[[Any], Any], value: Any, name: str) -> Any:

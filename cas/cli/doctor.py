@@ -1,0 +1,231 @@
+"""`doctor`: what is set and why, what this machine can do, and what stands in the way."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cas.cli import output
+from cas.cli.parser import add_command
+
+if TYPE_CHECKING:
+    from cas.config import Explained
+    from cas.index.probe import Abilities
+
+_EXTRAS = {
+    "s3": ("obstore", "botocore", "awscrt"),
+    "torch": ("torch", "numpy", "picklescan"),
+    "tensorflow": ("tensorflow",),
+}
+_LITTLE_SPACE = 5 << 30  # bytes: less than many a checkpoint has
+
+
+def register(groups: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        groups,
+        "doctor",
+        doctor,
+        summary="print every setting and where it comes from, what this machine can do, and what stands in the way",
+        what="examine this machine",
+        usage="[OPTIONS]",
+        example="$ doctor\nCAS_HOME=/data/cas $ doctor\n$ doctor --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that stands in the way, and the remedy; not `serious`: things work, but not as they could."""
+
+    message: str
+    remedy: str
+    serious: bool = False
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print everything; exit code 1 if something serious was found."""
+    from cas.config import explain
+    from cas.index.probe import probe
+
+    settings = explain(home=args.home, master=args.master, offline=True if args.offline else None)
+    home = Path(str(next(one.value for one in settings if one.name == "home"))).expanduser()
+    abilities = probe(home)
+    command, module, extras = _find_det(), _find_module(), {name: _versions(name) for name in _EXTRAS}
+    findings = [*_wrong_settings(settings), *_about_home(home, abilities), *_about_det(command), *_about_module(module)]
+    if args.json:
+        output.say_json(
+            versions=_own_versions(),
+            settings=[{**asdict(one), "value": _shown(one)} for one in settings],
+            home={"path": str(home), "exists": home.exists(), **asdict(abilities)},
+            det=command,
+            module=module,
+            extras=extras,
+            findings=[asdict(finding) for finding in findings],
+        )
+    else:
+        _print_versions(extras)
+        _print_settings(settings)
+        _print_home(home, abilities)
+        _print_names(command, module)
+        _print_findings(findings)
+    return int(any(finding.serious for finding in findings))
+
+
+# --- what is found -----------------------------------------------------------------------------------------------
+
+
+def _own_versions() -> dict[str, str]:
+    return {"checkpoint-cas": _version("checkpoint-cas") or "?", "python": platform.python_version()}
+
+
+def _version(distribution: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions(extra: str) -> dict[str, str | None]:
+    """Return the packages of an extra with their versions; None of one that is not installed. Imports none."""
+    from importlib.util import find_spec
+
+    def version(name: str) -> str:
+        return _version(name) or _version(f"{name}-cpu") or "installed"
+
+    return {name: version(name) if find_spec(name) else None for name in _EXTRAS[extra]}
+
+
+def _find_det() -> dict[str, Any]:
+    """Say which `det` the shell would run, and whether it is ours."""
+    path = shutil.which("det")
+    return {"path": path, "ours": _is_ours(path) if path else None}
+
+
+def _is_ours(script: str) -> bool:
+    try:
+        with open(script, "rb") as file:
+            return b"cas.cli" in file.read(1 << 20)
+    except OSError:
+        return False
+
+
+def _find_module() -> dict[str, Any]:
+    """Say where `import cas` leads, and whether python-cas, which has the same import name, is installed too."""
+    import cas
+
+    beside = [str(found) for folder in sys.path if (found := Path(folder or os.curdir, "cas.py")).is_file()]
+    return {"path": cas.__file__, "python_cas": _version("python-cas"), "other_files": beside}
+
+
+# --- what it means -----------------------------------------------------------------------------------------------
+
+
+def _wrong_settings(settings: tuple[Explained, ...]) -> list[Finding]:
+    return [Finding(one.error, f"correct it: {one.doc}", serious=True) for one in settings if one.error]
+
+
+def _about_home(home: Path, abilities: Abilities) -> list[Finding]:
+    found = []
+    if home.exists() and not home.is_dir():
+        found.append(Finding(f"the home {home} is no folder", "set CAS_HOME to one", serious=True))
+    elif not abilities.writable:
+        remedy = "set CAS_HOME to a folder of yours"
+        found.append(Finding(f"{abilities.folder} cannot be written", remedy, serious=True))
+    elif not abilities.hard_links:
+        found.append(Finding("no hard links here: views are made of symlinks", "put CAS_HOME on another disk"))
+    if abilities.network:
+        message = f"the home is on {abilities.file_system}, which counts as a network file system"
+        found.append(Finding(message, "put CAS_HOME on a local disk if you can: it is faster and safer"))
+    if abilities.writable and not abilities.locks:
+        message = "locks do nothing here: results stay right, but work may be done twice"
+        found.append(Finding(message, "put CAS_HOME on a local disk"))
+    if abilities.free < _LITTLE_SPACE:
+        message = f"only {output.size(abilities.free)} are free"
+        found.append(Finding(message, "`cas du` shows what the store holds, `cas rm` removes"))
+    return found
+
+
+def _about_det(command: dict[str, Any]) -> list[Finding]:
+    if command["path"] is None:
+        scripts = Path(sys.executable).parent
+        remedy = f"add {scripts} to PATH" if (scripts / "det").exists() else "`cas` takes the same words"
+        return [Finding("no `det` on PATH", remedy)]
+    if not command["ours"]:
+        remedy = "`cas` takes the same words: cas trial download …; or put this environment's scripts first on PATH"
+        return [Finding(f"`det` is another program: {command['path']}", remedy)]
+    return []
+
+
+def _about_module(module: dict[str, Any]) -> list[Finding]:
+    if module["python_cas"] is None and not module["other_files"]:
+        return []
+    where = f"python-cas {module['python_cas']}" if module["python_cas"] else ", ".join(module["other_files"])
+    message = f"another module `cas` is here too ({where}); `import cas` gives {module['path']}"
+    return [Finding(message, "keep one of them in an environment of its own (python -m venv)")]
+
+
+# --- print -------------------------------------------------------------------------------------------------------
+
+
+def _print_versions(extras: dict[str, dict[str, str | None]]) -> None:
+    rows: list[tuple[object, ...]] = [*_own_versions().items(), ("platform", platform.platform())]
+    for extra, packages in extras.items():
+        absent = [name for name, version in packages.items() if version is None]
+        have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        advice = f"; {', '.join(absent)} not installed: pip install 'checkpoint-cas[{extra}]'" if absent else ""
+        rows.append((f"extra {extra}", (have + advice).removeprefix("; ")))
+    output.say(output.table(("what", "version"), rows))
+
+
+def _print_settings(settings: tuple[Explained, ...]) -> None:
+    rows = [(one.name, _shown(one), one.source, one.doc) for one in settings]
+    output.say("\n" + output.table(("setting", "value", "from", "meaning"), rows))
+
+
+def _shown(one: Explained) -> str | None:
+    if one.value is None:
+        return None
+    text = str(one.value)
+    scheme, separator, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if separator else text  # with no password
+
+
+def _print_home(home: Path, abilities: Abilities) -> None:
+    words = {True: "yes", False: "no", None: "not tried"}
+    rows = [
+        ("path", home if home.exists() else f"{home} (made when it is needed)"),
+        ("free", f"{output.size(abilities.free)} of {output.size(abilities.total)}"),
+        ("file system", abilities.file_system or "unknown"),
+        ("writable", words[abilities.writable]),
+        ("locks", words[abilities.locks]),
+        ("hard links", words[abilities.hard_links]),
+        ("reflinks", words[abilities.reflinks]),
+    ]
+    output.say("\n" + output.table(("home", ""), rows))
+
+
+def _print_names(command: dict[str, Any], module: dict[str, Any]) -> None:
+    whose = {True: "ours", False: "another program", None: "none on PATH"}[command["ours"]]
+    rows = [
+        ("det", f"{command['path']} ({whose})" if command["path"] else whose),
+        ("import cas", f"{module['path']} (ours)"),
+        ("python-cas", module["python_cas"] or "not installed"),
+    ]
+    output.say("\n" + output.table(("name", "leads to"), rows))
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    output.say("\n" + ("what stands in the way:" if findings else "nothing stands in the way"))
+    for finding in findings:
+        mark = "!!" if finding.serious else "- "
+        output.say(output.printable(f"  {mark} {finding.message}; remedy: {finding.remedy}"))

@@ -1,0 +1,142 @@
+"""Where the commands start, and how they end: one clear line and an exit code, never a traceback by surprise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cas.cli import output
+from cas.cli.parser import WrongUsageError, verbosity
+from cas.errors import CasError
+
+if TYPE_CHECKING:
+    import argparse
+
+log = logging.getLogger("cas.cli")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+BROKEN_PIPE = 141  # what a shell shows for any command whose reader went away
+
+
+def cas() -> int:
+    """Run the command `cas`."""
+    return run(sys.argv[1:], "cas")
+
+
+def det() -> int:
+    """Run the command `det`."""
+    return run(sys.argv[1:], "det")
+
+
+def run(argv: list[str], program: str) -> int:
+    """Run one command and return its exit code (cas/errors.py lists them)."""
+    args: argparse.Namespace | None = None
+    try:
+        from cas.cli import commands
+
+        _tolerate_odd_names()
+        args = commands.parse(argv, program)
+        _configure_logging(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code or 0
+    except SystemExit as error:  # --help and --version
+        return _end(error.code)
+    except KeyboardInterrupt:
+        output.note(f"Interrupted; {args.again if args else 'nothing was done'}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except WrongUsageError as error:
+        output.note(f"{error.program}: {error}; see {error.program} --help")
+        return error.exit_code
+    except CasError as error:
+        return _fail(error, args, program)
+    except OSError as error:
+        return _fail(_explained(error), args, program)
+    except Exception as error:
+        return _fail_unexpectedly(error, args, program)
+
+
+def _fail(error: CasError | OSError, args: argparse.Namespace | None, program: str) -> int:
+    log.debug("the error in full:", exc_info=error)
+    output.note(f"{_failed_to(args, program)}: {error}")
+    _drop_output()
+    return error.exit_code if isinstance(error, CasError) else FAILED
+
+
+def _fail_unexpectedly(error: Exception, args: argparse.Namespace | None, program: str) -> int:
+    shown = log.isEnabledFor(logging.INFO)
+    if shown:
+        log.info("the error in full:", exc_info=error)
+    advice = "" if shown else f"; this is a defect in cas: `{program} -v …` shows where, please report it"
+    output.note(f"{_failed_to(args, program)}: unexpected {type(error).__name__}: {error}{advice}")
+    _drop_output()
+    return FAILED
+
+
+def _failed_to(args: argparse.Namespace | None, program: str) -> str:
+    return f"Failed to {args.what}" if args else program
+
+
+def _explained(error: OSError) -> CasError | OSError:
+    from cas.index.disk import translate
+
+    return translate(error, str(error.filename or "writing the output")) or error
+
+
+def _end(code: object) -> int:
+    if isinstance(code, str):
+        output.note(code)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    return code if isinstance(code, int) else 0 if code is None else FAILED
+
+
+def _drop_output() -> None:
+    """Let nothing that is still buffered fail again when Python exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _tolerate_odd_names() -> None:
+    """Print paths that are no valid text as the bytes they are."""
+    import io
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
+def _configure_logging(args: argparse.Namespace) -> None:
+    """Send the log of `cas` to stderr, as much of it as `-v` or the settings ask for."""
+    level = {0: _level_of_settings(), 1: "INFO"}.get(verbosity(args), "DEBUG")
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    top = logging.getLogger("cas")
+    top.handlers[:] = [stream]
+    top.setLevel(level)
+    top.propagate = False
+
+
+def _level_of_settings() -> str:
+    from cas.config import Settings
+    from cas.errors import UsageError
+
+    try:
+        return Settings.load().log_level
+    except UsageError:  # the command will say so; `doctor` says more
+        return "WARNING"
+
+
+if __name__ == "__main__":
+    sys.exit(cas())

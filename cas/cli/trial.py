@@ -1,0 +1,74 @@
+"""`trial download`: find a checkpoint of a trial and bring its files into a folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cas.cli.checkpoint import DOWNLOAD_AGAIN, add_download_options, bring
+from cas.cli.parser import (
+    WrongUsageError,
+    add_boolean,
+    add_command,
+    add_group,
+    checkpoint_uuid,
+    client,
+    missing,
+    number,
+)
+
+
+def register(groups: Any) -> None:
+    """Add the commands."""
+    example = "$ trial download 1 --best"
+    commands = add_group(groups, "trial", aliases=("t",), summary="checkpoints of a trial", example=example)
+    parser = add_command(
+        commands,
+        "download",
+        download,
+        summary="download a checkpoint of a trial: its best, its latest, or the one of a UUID",
+        what="download the checkpoint",
+        usage="TRIAL_ID (--best | --latest | --uuid UUID) [OPTIONS]",
+        example=f"{example}\n$ trial download 1 --best --sort-by accuracy --smaller-is-better no -o model\n"
+        "path=$($ trial download 1 --latest -q)",
+        again=DOWNLOAD_AGAIN,
+    )
+    parser.add_argument("trial_id", metavar="TRIAL_ID", type=number, nargs="?", help="the id of the trial")
+    which = parser.add_argument_group("which checkpoint (one of these)").add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the best by the searcher's metric, or by --sort-by")
+    which.add_argument("--latest", action="store_true", help="the one with the most batches")
+    which.add_argument("--uuid", metavar="UUID", type=checkpoint_uuid, help="this one")
+    parser.add_argument("--sort-by", metavar="METRIC", help="with --best: best by this validation metric")
+    add_boolean(
+        parser,
+        "--smaller-is-better",
+        help="with --best: the metric's direction; n, no, f, false, off, 0 and '' (in any case) say no; y, yes, t,"
+        " true, on, 1 say yes; anything else is an error (the older client took it as yes)",
+    )
+    add_download_options(parser)
+
+
+def download(args: argparse.Namespace) -> None:
+    """Download the checkpoint of a trial that the options choose."""
+    if args.trial_id is None:
+        raise missing(args, "trial", "<trial_id>")
+    if not (args.best or args.latest or args.uuid):
+        raise _no_selector(args)
+    if not args.best and (args.sort_by is not None or args.smaller_is_better is not None):
+        option = "--sort-by" if args.sort_by is not None else "--smaller-is-better"
+        raise WrongUsageError(args.parser.prog, f"{option} goes with --best only")
+    trial = client(args).get_trial(args.trial_id)
+    checkpoint = trial.select_checkpoint(
+        latest=args.latest,
+        best=args.best,
+        uuid=args.uuid,
+        sort_by=args.sort_by,
+        smaller_is_better=args.smaller_is_better,
+    )
+    bring(checkpoint, args)
+
+
+def _no_selector(args: argparse.Namespace) -> WrongUsageError:
+    command = f"{args.parser.prog} {args.trial_id}"
+    choices = f"`{command} --best`, `{command} --latest` or `{command} --uuid <uuid>`"
+    return WrongUsageError(args.parser.prog, f"say which checkpoint: {choices}")
