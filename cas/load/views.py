@@ -1,0 +1,382 @@
+"""Views: a read-only folder that looks like a checkpoint, made of links to blobs.
+
+::
+
+    views/<manifest>/
+      stamp.json     what the files' stat said when the view was made, in which boot, and whether the blobs were sealed
+      tree/          what is handed out: folders 0555, files 0444 (0555 if executable)
+
+A view is built in a folder of our own in `ingest/` and published with one rename. It is used again as long as every
+file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from cas.errors import CasError, CheckpointNotFoundError, ContentError
+from cas.index import disk
+from cas.index.digest import Digest
+from cas.index.disk import Signature
+from cas.index.manifest import FileEntry, Manifest
+from cas.index.store import Store, explained
+from cas.load.names import check_names
+
+log = logging.getLogger("cas.load")
+
+# Files up to this size (bytes) are copied: one block each, and tiny files (an empty `__init__.py`) are the ones that
+# thousands of checkpoints share, where ext4 stops at 65,000 names of one file. Copying one costs about 60 us against
+# 30 us for a link (tests/test_views.py makes 10,000 of either).
+SMALL = 4096
+
+_FORMAT = 1
+_ATTEMPTS = 5  # to publish, while other processes publish and remove the same view
+
+
+class LinkMode(StrEnum):
+    """How a view's larger files are linked."""
+
+    HARDLINK = "hardlink"
+    SYMLINK = "symlink"  # relative, where this disk gives a blob no second name
+
+
+@dataclass(frozen=True, slots=True)
+class ViewReport:
+    """A view that can be handed out, and what it is made of."""
+
+    path: Path
+    mode: LinkMode
+    linked: int
+    copied: int
+    reused: bool = False
+
+
+class AbsentBlobsError(CheckpointNotFoundError):
+    """Blobs that a view needs are not in the store: `digests` names them; fetch them and try again."""
+
+    def __init__(self, digests: tuple[Digest, ...], paths: tuple[str, ...]) -> None:
+        self.digests = digests
+        self.paths = paths
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        super().__init__(f"{paths[0]}{more}: not in the store")
+
+
+def make_view(store: Store, manifest: Manifest) -> ViewReport:
+    """Return the view of a manifest: the one that is there, if it can be believed, else a new one.
+
+    Raises:
+        AbsentBlobsError: blobs are not here, or were damaged and are aside now.
+        UnsafeNameError: this disk cannot tell two of the names apart.
+    """
+    found = find_view(store, manifest.digest)
+    if found is not None:
+        return found
+    with explained(f"cannot make a view in {store.home}"):
+        _require_blobs(store, manifest)
+        staging = store.staging(f"view {manifest.digest.hex}")
+        try:
+            found = _renew(store, manifest.digest, staging.folder)
+            if found is None:
+                stamp = _build(store, manifest, staging.folder / "view")
+                found = _publish(store, manifest.digest, staging.folder / "view", stamp)
+        finally:
+            staging.close()
+        return found
+
+
+def find_view(store: Store, digest: Digest) -> ViewReport | None:
+    """Return the view of a manifest if it is there and can be believed by its stamp."""
+    folder = store.layout.view(digest)
+    stamp = _Stamp.read(folder / "stamp.json")
+    if stamp is None or not stamp.usable or not stamp.holds(store, folder / "tree", hashing=not stamp.this_boot):
+        return None
+    return stamp.report(folder / "tree", reused=True)
+
+
+def _require_blobs(store: Store, manifest: Manifest) -> None:
+    absent: dict[Digest, str] = {}
+    unknown: list[str] = []
+    for entry in manifest.files:
+        if entry.digest is None:
+            unknown.append(entry.path)
+        elif entry.digest not in absent and store.blobs.locate(entry.digest) is None:
+            absent[entry.digest] = entry.path
+    if absent or unknown:
+        raise AbsentBlobsError(tuple(absent), (*absent.values(), *unknown))
+
+
+# --- the stamp -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a view: its name, what it is (link, symlink, copy), its stat signature, its digest."""
+
+    path: str
+    kind: str
+    signature: Signature
+    hex: str
+
+    def to_json(self) -> list[Any]:
+        signature = self.signature
+        return [self.path, self.kind, signature.size, signature.mtime_ns, signature.inode, self.hex]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> _File:
+        path, kind, size, mtime, inode, hex = data
+        return cls(path, kind, Signature(size, mtime, inode), hex)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    boot: str | None
+    sealed: bool  # the linked blobs were, so their signatures count in later boots too
+    folders: dict[str, int]  # relative path -> mtime_ns: tells of names that were added
+    files: tuple[_File, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> _Stamp | None:
+        """Return a stamp, or None if there is none that is whole."""
+        try:
+            data = json.loads(path.read_bytes())
+            if data["format"] != _FORMAT:
+                return None
+            return cls(data["boot"], data["sealed"], data["folders"], tuple(map(_File.from_json, data["files"])))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def write(self, path: Path) -> None:
+        files = [file.to_json() for file in self.files]
+        data = {"cas": "view", "format": _FORMAT, "boot": self.boot, "sealed": self.sealed}
+        text = json.dumps({**data, "folders": self.folders, "files": files}, separators=(",", ":"))
+        fd = disk.create(path, 0o644)
+        try:
+            disk.write(fd, text.encode("utf-8"))
+        finally:
+            os.close(fd)
+
+    @property
+    def this_boot(self) -> bool:
+        return self.boot is not None and self.boot == disk.boot_id()
+
+    @property
+    def usable(self) -> bool:
+        return self.this_boot or self.sealed is True
+
+    def holds(self, store: Store, tree: Path, *, hashing: bool) -> bool:
+        """Whether every file is as the stamp says, and links lead to the blobs that have their names now.
+
+        `hashing`: the copies, which are small and were never synced, are read too.
+        """
+        root, blobs = os.fspath(tree), os.fspath(store.home / "blobs")
+        try:
+            for folder, mtime in self.folders.items():
+                if os.lstat(f"{root}/{folder}").st_mtime_ns != mtime:
+                    return False
+            for file in self.files:
+                path = f"{root}/{file.path}"
+                if Signature.of(os.stat(path)) != file.signature:
+                    return False
+                if file.kind == "copy":
+                    if hashing and Digest.of_file(path).hex != file.hex:
+                        return False
+                elif os.stat(f"{blobs}/{file.hex[:2]}/{file.hex[2:]}").st_ino != file.signature.inode:
+                    return False  # the blob was damaged and repaired: this is the bad one's inode
+        except OSError:
+            return False
+        return True
+
+    def report(self, tree: Path, *, reused: bool) -> ViewReport:
+        kinds = [file.kind for file in self.files]
+        mode = LinkMode.SYMLINK if "symlink" in kinds else LinkMode.HARDLINK
+        copied = kinds.count("copy")
+        return ViewReport(tree, mode, len(kinds) - copied, copied, reused)
+
+
+# --- building --------------------------------------------------------------------------------------------------
+
+
+def _build(store: Store, manifest: Manifest, folder: Path) -> _Stamp:
+    """Make the whole view in a folder of ours, and its stamp."""
+    tree = folder / "tree"
+    disk.make_folder(tree)
+    check_names([*(entry.path for entry in manifest.files), *manifest.directories], folder)
+    names = {parent for entry in manifest.files for parent in entry.path.parents}
+    names |= {parent for directory in manifest.directories for parent in (*directory.parents, directory)}
+    for name in sorted(names):
+        disk.make_folder(tree / name)
+    linker = _Linker(store, symlinks=_on_overlay(store.home))
+    files = tuple(linker.add(tree, entry) for entry in manifest.files)
+    folders = {}
+    for name in sorted(names, reverse=True):  # the innermost first: in a closed folder nothing can be made
+        folders[name] = _close(tree / name)
+    folders["."] = _close(tree)
+    stamp = _Stamp(disk.boot_id(), _all_sealed(store, files), folders, files)
+    stamp.write(folder / "stamp.json")
+    return stamp
+
+
+def _close(folder: Path) -> int:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk.set_mode(fd, 0o555)
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+
+
+class _Linker:
+    """Puts files into a view, each in the way that this disk allows."""
+
+    def __init__(self, store: Store, *, symlinks: bool) -> None:
+        self._store = store
+        self._symlinks = symlinks
+
+    def add(self, tree: Path, entry: FileEntry) -> _File:
+        assert entry.digest is not None  # _require_blobs has seen to it
+        path = tree / entry.path
+        blob = self._store.layout.blob(entry.digest)
+        try:
+            if entry.size <= SMALL:
+                kind = self._copy_small(entry, entry.digest, path)
+            elif entry.executable:
+                kind = _copy_large(blob, path, 0o555)
+            else:
+                kind = self._link(blob, path, depth=entry.path.count("/"))
+            # The view moves before it is used, so a symlink leads nowhere yet: its target's stat is the blob's.
+            found = os.stat(blob if kind == "symlink" else path)
+        except FileNotFoundError as error:
+            raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
+        return _File(entry.path, kind, Signature.of(found), entry.digest.hex)
+
+    def _copy_small(self, entry: FileEntry, digest: Digest, path: Path) -> str:
+        data = self._store.blobs.read(digest)
+        if Digest.of(data) != digest:
+            self._store.blobs.put_aside(digest)
+            raise FileNotFoundError(path)
+        fd = disk.create(path)
+        try:
+            disk.write(fd, data)
+            disk.set_mode(fd, 0o555 if entry.executable else 0o444)
+        finally:
+            os.close(fd)
+        return "copy"
+
+    def _link(self, blob: Path, path: Path, *, depth: int) -> str:
+        if not self._symlinks:
+            try:
+                disk.link(blob, path)
+                return "link"
+            except OSError as error:
+                if not disk.is_link_refusal(error):
+                    raise
+                self._symlinks = error.errno != errno.EMLINK  # that is one blob's limit, not the disk's
+        disk.symlink("../" * (depth + 3) + f"blobs/{blob.parent.name}/{blob.name}", path)
+        return "symlink"
+
+
+def _copy_large(blob: Path, path: Path, mode: int) -> str:
+    if not disk.reflink(blob, path):
+        source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = disk.create(path)
+            try:
+                disk.copy_range(source, fd, 0, os.fstat(source).st_size)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(source)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk.set_mode(fd, mode)
+    finally:
+        os.close(fd)
+    return "copy"
+
+
+def _all_sealed(store: Store, files: tuple[_File, ...]) -> bool:
+    return all(
+        any(fact.sealed and fact.signature == file.signature for fact in store.facts.blob(Digest(file.hex)))
+        for file in files
+        if file.kind != "copy"
+    )
+
+
+def _on_overlay(path: Path) -> bool:
+    """Whether a path lies on an overlay file system, where linking to a lower layer's file copies it."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    wanted = path.resolve()
+    best, kind = -1, ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = Path(fields.split(" ")[4].encode().decode("unicode_escape", errors="replace"))
+        if wanted.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), rest.split(" ")[0]
+    return kind in ("overlay", "fuse.fuse-overlayfs")
+
+
+# --- publishing ------------------------------------------------------------------------------------------------
+
+
+def _renew(store: Store, digest: Digest, scratch: Path) -> ViewReport | None:
+    """Use a view of an earlier boot whose files are right, now that its blobs have been looked at."""
+    folder = store.layout.view(digest)
+    old = _Stamp.read(folder / "stamp.json")
+    if old is None or not old.holds(store, folder / "tree", hashing=True):
+        return None
+    stamp = _Stamp(disk.boot_id(), _all_sealed(store, old.files), old.folders, old.files)
+    stamp.write(scratch / "stamp.json")
+    try:
+        disk.rename(scratch / "stamp.json", folder / "stamp.json")
+    except OSError as error:
+        log.info("cannot renew the stamp of %s: %s", folder, error)
+    return stamp.report(folder / "tree", reused=True)
+
+
+def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewReport:
+    """Give a built view its name; one that another process published in between is used instead of ours."""
+    folder = store.layout.view(digest)
+    disk.make_folder(folder.parent)
+    for _ in range(_ATTEMPTS):
+        try:
+            disk.rename(built, folder)
+            return stamp.report(folder / "tree", reused=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        found = find_view(store, digest)
+        if found is not None:
+            return found
+        remove_view(store, digest)
+    raise CasError(f"{folder} is made and removed again and again by another process")
+
+
+def remove_view(store: Store, digest: Digest) -> None:
+    """Remove a view; whoever has one of its files open keeps it."""
+    held = store.layout.aside(f"view-{digest.hex}")
+    disk.make_folder(held.parent)
+    with contextlib.suppress(FileNotFoundError):
+        disk.rename(store.layout.view(digest), held)
+        disk.remove_tree(held)
+
+
+def views(store: Store) -> Iterator[Digest]:
+    """Yield the manifests that have a view."""
+    for name in sorted(os.listdir(store.home / "views")):
+        with contextlib.suppress(ContentError):
+            digest = Digest(name)
+            if stat.S_ISDIR(os.lstat(store.home / "views" / name).st_mode):
+                yield digest
