@@ -1,0 +1,290 @@
+"""Which checkpoint: best, latest, the best n, and lists in order. Pure functions over complete lists of records."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from cas.errors import NotFoundError, UsageError
+from cas.registry.records import CheckpointRecord, State, canonical_uuid
+from cas.registry.values import is_name, is_whole
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+
+Time = tuple[int, int]  # seconds since 1970, and nanoseconds
+
+
+class CheckpointSortBy(StrEnum):
+    """Attributes that a list of checkpoints can be in order of; any other text is the name of a metric."""
+
+    UUID = "UUID"
+    TRIAL_ID = "TRIAL_ID"
+    BATCH_NUMBER = "BATCH_NUMBER"
+    END_TIME = "END_TIME"
+    STATE = "STATE"
+    SEARCHER_METRIC = "SEARCHER_METRIC"
+
+
+class OrderBy(StrEnum):
+    """The direction of a list."""
+
+    ASC = "ASC"
+    DESC = "DESC"
+
+
+@dataclass(frozen=True, slots=True)
+class Better:
+    """What *better* means: a metric, and whether its smaller value wins."""
+
+    metric: str
+    smaller_is_better: bool
+
+    def key(self, record: CheckpointRecord) -> tuple[float, bool, Time, str]:
+        """What the better record has less of; ties: the older report time, then the UUID."""
+        value = metric_value(record, self.metric)
+        if value is None:
+            raise ValueError(f"checkpoint {record.uuid} has no finite number for {self.metric}")
+        time = report_time(record)
+        return (value if self.smaller_is_better else -value, time is None, time or (0, 0), record.uuid)
+
+
+def metric_value(record: CheckpointRecord, metric: str) -> float | None:
+    """Return a validation metric if it is a finite number, else None: text, "NaN" and booleans are none."""
+    value = (record.validation_metrics or {}).get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number larger than any float
+        return None
+
+
+def report_time(record: CheckpointRecord) -> Time | None:
+    """Return when a checkpoint was reported, to the nanosecond; None if that is not known."""
+    found = _TIME.fullmatch(record.report_time or "")
+    if found is None:
+        return None
+    whole, fraction, zone = found.groups()
+    try:
+        moment = datetime.fromisoformat(whole.upper() + ("+00:00" if zone in (None, "Z", "z") else zone))
+        return int(moment.timestamp()), int((fraction or "0").ljust(9, "0")[:9])
+    except (ValueError, OverflowError):
+        return None
+
+
+# --- what better means ---------------------------------------------------------------------------------------
+
+
+def better(
+    records: Sequence[CheckpointRecord], *, sort_by: str | None, smaller_is_better: bool | None, of: str
+) -> Better:
+    """Return what *better* means: by `sort_by`, else the searcher metric; by the direction given, else configured.
+
+    Raises:
+        UsageError: there is no searcher metric to fall back to, or no direction for another metric.
+    """
+    if smaller_is_better not in (None, True, False):
+        raise UsageError(f"smaller_is_better must be True or False, not {smaller_is_better!r:.40}")
+    configured = next((record for record in records if record.searcher_metric is not None), None)
+    if sort_by is not None and not is_name(sort_by):
+        raise UsageError(f"sort_by must be the name of a metric, not {sort_by!r:.40}")
+    if configured is None or configured.searcher_metric is None:
+        if sort_by is None:
+            raise UsageError(f"{of} has no searcher metric: say sort_by=… (--sort-by …); {_known(records)}")
+        searcher = None
+    else:
+        searcher = configured.searcher_metric
+    metric = sort_by if sort_by is not None else str(searcher)
+    if smaller_is_better is not None:
+        return Better(metric, smaller_is_better)
+    if configured is None or metric != searcher:
+        other = f"the searcher metric of {of} is {searcher!r}" if searcher else f"{of} has no searcher metric"
+        raise UsageError(
+            f"is a smaller {metric!r} better? ({other}, so nothing says it.) Say smaller_is_better=True or"
+            " smaller_is_better=False (--smaller-is-better true or --smaller-is-better false)"
+        )
+    return Better(metric, configured.smaller_is_better)
+
+
+def metric_names(records: Iterable[CheckpointRecord]) -> list[str]:
+    """Return the names of all validation metrics, in order."""
+    return sorted({name for record in records for name in record.validation_metrics or {}})
+
+
+def _known(records: Iterable[CheckpointRecord]) -> str:
+    names = metric_names(records)
+    more = f", and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"its metrics are: {', '.join(names[:20])}{more}" if names else "it has no metrics at all"
+
+
+# --- the choice ------------------------------------------------------------------------------------------------
+
+
+def best(
+    records: Iterable[CheckpointRecord],
+    *,
+    sort_by: str | None = None,
+    smaller_is_better: bool | None = None,
+    of: str = "this list",
+) -> CheckpointRecord:
+    """Return the COMPLETED checkpoint with the best finite value of a metric; `of` names the list in errors.
+
+    Ties: the older report time, then the UUID.
+
+    Raises:
+        UsageError: nothing says which metric, or which direction.
+        NotFoundError: no checkpoint is left; the message says why.
+    """
+    return top_n(records, 1, sort_by=sort_by, smaller_is_better=smaller_is_better, of=of)[0]
+
+
+def top_n(
+    records: Iterable[CheckpointRecord],
+    limit: int,
+    *,
+    sort_by: str | None = None,
+    smaller_is_better: bool | None = None,
+    one_per_trial: bool = False,
+    of: str = "this list",
+) -> list[CheckpointRecord]:
+    """Return the best checkpoints, best first, at most `limit`; with `one_per_trial` the best of each trial.
+
+    Raises:
+        UsageError: nothing says which metric, or which direction; or the limit is less than 1.
+        NotFoundError: no checkpoint is left; the message says why.
+    """
+    if not is_whole(limit, 1):
+        raise UsageError(f"the number of checkpoints must be 1 or more, not {limit!r:.40}")
+    every = list(records)
+    if not every:
+        raise NotFoundError(f"{of} has no checkpoints")
+    wanted = better(every, sort_by=sort_by, smaller_is_better=smaller_is_better, of=of)
+    able = [one for one in every if one.state is State.COMPLETED and metric_value(one, wanted.metric) is not None]
+    if not able:
+        raise NotFoundError(_why_none(every, wanted.metric, of))
+    ordered = sorted(able, key=wanted.key)
+    return (_first_of_each_trial(ordered) if one_per_trial else ordered)[:limit]
+
+
+def _first_of_each_trial(ordered: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
+    first: dict[int | str, CheckpointRecord] = {}
+    for record in ordered:
+        first.setdefault(record.uuid if record.trial_id is None else record.trial_id, record)
+    return list(first.values())
+
+
+def latest(records: Iterable[CheckpointRecord], *, of: str = "this list") -> CheckpointRecord:
+    """Return the COMPLETED checkpoint with the most steps; ties: the later report time, then the UUID.
+
+    Raises:
+        NotFoundError: no checkpoint is COMPLETED.
+    """
+    every = list(records)
+    completed = [record for record in every if record.state is State.COMPLETED]
+    if not completed:
+        raise NotFoundError(_why_none(every, None, of) if every else f"{of} has no checkpoints")
+
+    def key(record: CheckpointRecord) -> tuple[float, Time]:
+        steps = -1 if record.steps_completed is None else record.steps_completed
+        return steps, report_time(record) or (-1 << 62, 0)
+
+    return max(sorted(completed, key=lambda record: record.uuid), key=key)
+
+
+def by_uuid(records: Iterable[CheckpointRecord], uuid: object, *, of: str = "this list") -> CheckpointRecord:
+    """Return the checkpoint with a UUID, which may be in any form that a master takes.
+
+    Raises:
+        UsageError: it is no UUID.
+        NotFoundError: none has it.
+    """
+    wanted = canonical_uuid(uuid)
+    for record in records:
+        if record.uuid == wanted:
+            return record
+    raise NotFoundError(f"{of} has no checkpoint {wanted}")
+
+
+def _why_none(records: Sequence[CheckpointRecord], metric: str | None, of: str) -> str:
+    completed = [record for record in records if record.state is State.COMPLETED]
+    states = Counter(str(record.state) for record in records if record.state is not State.COMPLETED)
+    parts = [f"{count} {'is' if count == 1 else 'are'} {state}" for state, count in sorted(states.items())]
+    if metric is None:
+        return f"none of the {len(records)} checkpoints of {of} is COMPLETED: {', '.join(parts)}"
+    lacking = sum(metric not in (record.validation_metrics or {}) for record in completed)
+    odd = len(completed) - lacking
+    if lacking:
+        parts.append(f"{lacking} {'lacks' if lacking == 1 else 'lack'} the metric")
+    if odd:
+        parts.append(f"{odd} {'has' if odd == 1 else 'have'} it as no finite number")
+    known = f"; {_known(completed)}" if lacking else ""
+    return (
+        f"none of the {len(records)} checkpoints of {of} is COMPLETED with a finite {metric!r}:"
+        f" {', '.join(parts)}{known}"
+    )
+
+
+# --- lists -----------------------------------------------------------------------------------------------------
+
+
+def in_order(
+    records: Iterable[CheckpointRecord],
+    *,
+    sort_by: str | CheckpointSortBy | None = None,
+    order_by: str | OrderBy | None = None,
+    limit: int | None = None,
+) -> list[CheckpointRecord]:
+    """Return records in order of an attribute or of a metric; default: by trial, then report time.
+
+    What lacks the value comes last in both directions. Ties: the older report time, then the UUID.
+
+    Raises:
+        UsageError: one of `sort_by` and `order_by` without the other, an unknown direction, a limit below 1.
+    """
+    if (sort_by is None) != (order_by is None):
+        raise UsageError("sort_by and order_by go together: give both, or neither")
+    if limit is not None and not is_whole(limit, 1):
+        raise UsageError(f"max_results must be 1 or more, not {limit!r:.40}")
+    descending = _direction(order_by) is OrderBy.DESC
+    value = _value_of(sort_by)
+    settled = sorted(records, key=lambda record: (report_time(record) or (1 << 62, 0), record.uuid))
+    able = [record for record in settled if value(record) is not None]
+    lacking = [record for record in settled if value(record) is None]
+    able.sort(key=value, reverse=descending)  # type: ignore[arg-type]  # none of these values is None
+    return (able + lacking)[:limit]
+
+
+def _direction(order_by: str | OrderBy | None) -> OrderBy:
+    if order_by is None:
+        return OrderBy.ASC
+    name = str(getattr(order_by, "name", order_by)).upper().removeprefix("ORDER_BY_")
+    if name not in OrderBy.__members__:
+        raise UsageError(f"order_by must be ASC or DESC, not {order_by!r:.40}")
+    return OrderBy[name]
+
+
+def _value_of(sort_by: str | CheckpointSortBy | None) -> Callable[[CheckpointRecord], float | str | None]:
+    if sort_by is None:
+        return lambda record: record.trial_id
+    attributes: dict[CheckpointSortBy, Callable[[CheckpointRecord], float | str | None]] = {
+        CheckpointSortBy.UUID: lambda record: record.uuid,
+        CheckpointSortBy.TRIAL_ID: lambda record: record.trial_id,
+        CheckpointSortBy.BATCH_NUMBER: lambda record: record.steps_completed,
+        CheckpointSortBy.END_TIME: _end_time,
+        CheckpointSortBy.STATE: lambda record: list(State).index(record.state),
+        CheckpointSortBy.SEARCHER_METRIC: lambda record: metric_value(record, record.searcher_metric or ""),
+    }
+    if isinstance(sort_by, CheckpointSortBy):
+        return attributes[sort_by]
+    name = str(sort_by)
+    return lambda record: metric_value(record, name)
+
+
+def _end_time(record: CheckpointRecord) -> float | None:
+    time = report_time(record)
+    return None if time is None else time[0] * 10**9 + time[1]
