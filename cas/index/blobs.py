@@ -6,10 +6,12 @@ what is held there is judged.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import threading
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from cas.errors import CasError, ContentError
@@ -18,8 +20,12 @@ from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.facts import BlobFact, Facts
 from cas.index.layout import Layout
+from cas.index.locks import ThreadLock
+from cas.index.probe import file_system, is_network
 
 log = logging.getLogger("cas.index")
+
+_UNREADABLE = {errno.EIO, errno.EISDIR, getattr(errno, "EUCLEAN", errno.EIO)}  # the disk lost it: as bad as wrong
 
 
 class Blobs:
@@ -28,9 +34,14 @@ class Blobs:
     def __init__(self, layout: Layout, facts: Facts) -> None:
         self._layout = layout
         self._facts = facts
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
         self._known: dict[Digest, Signature] = {}  # trusted by this process
         self._hashed = 0
+        self._when_bad: list[Callable[[Digest], None]] = []
+
+    def on_bad(self, call: Callable[[Digest], None]) -> None:
+        """Call this with the digest of every blob that goes aside because it is wrong."""
+        self._when_bad.append(call)
 
     @property
     def hashed(self) -> int:
@@ -43,13 +54,22 @@ class Blobs:
         """Give a finished file, whose bytes were hashed through `fd`, its name in `blobs/`."""
         target = self._layout.blob(digest)
         disk.set_mode(fd, 0o444)
-        if durable:
+        sync = durable or self._must_sync
+        if sync:
             disk.sync(fd)
-        if not self._place(path, target, digest):
-            if durable:
-                self.seal(digest)
-            return
-        self._believe(digest, Signature.of(os.fstat(fd)), sealed=durable)
+        while not self._place(path, target, digest):
+            try:
+                if sync:
+                    self.seal(digest)
+                return
+            except (FileNotFoundError, ContentError):  # somebody took the other one away in between: place ours
+                log.debug("blob %s was here, and is gone", digest)
+        self._believe(digest, Signature.of(os.fstat(fd)), sealed=sync)
+
+    @cached_property
+    def _must_sync(self) -> bool:
+        """Whether nothing could tell later that bytes which were not synced are lost (invariant 4)."""
+        return disk.boot_id() is None or is_network(file_system(self._layout.root))
 
     def _place(self, path: Path, target: Path, digest: Digest) -> bool:
         """Link or rename a file to its name; False if a trusted blob is there already."""
@@ -87,11 +107,13 @@ class Blobs:
             signature = Signature.of(path.stat())
         except FileNotFoundError:
             return path if self._bring_back(digest) else None
-        if self.is_trusted(digest, signature):
+        if self.is_trusted(digest, signature) or self._matches(path, digest):
             return path
-        if self._matches(path, digest):
-            return path
-        self.put_aside(digest)
+        try:
+            self.put_aside(digest)
+        except OSError as error:  # a home that we may only read
+            log.warning("blob %s has other bytes than its name says, and cannot be moved away: %s", digest, error)
+            return None
         return path if path.exists() else None
 
     def is_trusted(self, digest: Digest, signature: Signature) -> bool:
@@ -113,6 +135,11 @@ class Blobs:
             found = Digest.of_file(path)
             after = Signature.of(path.stat())
         except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            log.warning("blob %s cannot be read: %s", digest, error)
             return False
         self._hashed += 1
         if found != digest or before != after:
@@ -154,6 +181,8 @@ class Blobs:
             self.link_back(held, digest)
             return None
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
+        for call in self._when_bad:
+            call(digest)
         return held
 
     def forget(self, digest: Digest) -> None:
@@ -162,12 +191,15 @@ class Blobs:
             self._known.pop(digest, None)
 
     def link_back(self, held: Path, digest: Digest) -> None:
-        """Give what is held in `aside/` its name back."""
+        """Give what is held in `aside/` its name back; fine if another process did, or took it away."""
         path = self._layout.blob(digest)
         try:
+            disk.make_folder(path.parent)
             disk.link(held, path)
         except FileExistsError:
             pass
+        except FileNotFoundError:
+            return
         except OSError as error:
             if not disk.is_link_refusal(error):
                 raise
@@ -176,31 +208,31 @@ class Blobs:
 
     def _bring_back(self, digest: Digest) -> bool:
         folder = self._layout.root / "aside"
-        try:
-            held = [folder / name for name in os.listdir(folder) if name.startswith(digest.hex)]
-        except FileNotFoundError:
-            return False
-        for path in held:
-            if self._matches(path, digest):
-                self.link_back(path, digest)
-                return True
+        for name in disk.names(folder):
+            if name.startswith(f"{digest.hex}.") and self._matches(folder / name, digest):
+                try:
+                    self.link_back(folder / name, digest)
+                except OSError as error:
+                    log.info("blob %s cannot be brought back from aside/: %s", digest, error)
+                return self._layout.blob(digest).exists()
         return False
 
     def drop_healed(self) -> None:
-        """Delete damaged copies in `aside/` whose blob is here again, whole."""
+        """Delete what lies in `aside/` for no reason: copies of what is here again, whole, and views."""
         folder = self._layout.root / "aside"
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            return
-        for name in names:
-            hex, _, _ = name.partition(".")
-            try:
-                digest = Digest(hex)
-            except ContentError:
-                continue
-            if self._layout.blob(digest).exists() and self.locate(digest) is not None:
-                disk.unlink(folder / name)
+        for name in disk.names(folder):
+            hex, _, rest = name.partition(".")
+            with contextlib.suppress(ContentError, OSError):
+                if hex.startswith("view-"):
+                    disk.remove_tree(folder / name)
+                elif self._is_healed(Digest(hex), is_manifest=rest.startswith("json.")):
+                    disk.unlink(folder / name)
+
+    def _is_healed(self, digest: Digest, *, is_manifest: bool) -> bool:
+        if is_manifest:
+            path = self._layout.manifest(digest)
+            return path.exists() and Digest.of_file(path) == digest
+        return self._layout.blob(digest).exists() and self.locate(digest) is not None
 
     # --- durability ------------------------------------------------------------------------------------------
 

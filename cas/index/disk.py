@@ -144,6 +144,12 @@ def set_mode(fd: int, mode: int) -> None:
 
 
 @_step
+def set_time(path: Path, mtime_ns: int) -> None:
+    """Set a file's modification time."""
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+@_step
 def sync(fd: int) -> None:
     """Return when the file's bytes and metadata will survive a power cut."""
     os.fsync(fd)
@@ -160,6 +166,14 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def sync_names(folder: Path, root: Path) -> None:
+    """Return when the names in a folder, and in those above it up to `root`, will survive a power cut."""
+    for one in (folder, *folder.parents):
+        sync_folder(one)
+        if one == root:
+            return
 
 
 @_step
@@ -217,7 +231,9 @@ def reflink(source: Path, target: Path) -> bool:
 def remove_tree(path: Path) -> None:
     """Remove a folder of the store with all that is in it; one that is gone already is fine."""
 
-    def allow(function: Callable[[str], object], name: str, _: BaseException) -> None:
+    def allow(function: Callable[[str], object], name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
         # Views have read-only folders: allow writing in the parent, then try once more.
         try:
             os.chmod(os.path.dirname(name), 0o700)
@@ -256,6 +272,14 @@ class Signature:
     def of(cls, stat: os.stat_result) -> Signature:
         """Take the signature from a stat result."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none of one that is not there or cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def is_link_refusal(error: OSError) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cas.errors import ContentError
 from cas.index import disk, lines
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.identity import RemoteIdentity
 from cas.index.layout import Layout
 from cas.index.sqlindex import SqlIndex
+
+GROUP = 500  # facts per write while a group is open; what a kill loses is hashed or fetched again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +57,65 @@ class OriginFact:
     proof: str
 
 
+@dataclass(slots=True)
+class _Group:
+    """Facts of one process that wait to be appended together."""
+
+    pid: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    depth: int = 0
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+
+
 class Facts:
     """Everything that was proven about blobs, origins and download targets."""
 
     def __init__(self, layout: Layout, index: SqlIndex) -> None:
         self._layout = layout
         self._index = index
+        self._group = _Group(os.getpid())
 
     def add_blob(self, fact: BlobFact, *, durable: bool = False) -> None:
         """Record a fact about a blob."""
         self.add([fact.to_json()], durable=durable)
 
     def add(self, payloads: list[dict[str, Any]], *, durable: bool = False) -> None:
-        """Append facts with one write."""
-        lines.append(self._layout.facts, payloads, durable=durable)
+        """Append facts with one write; at once, unless a group is open and they need not be durable."""
+        if not durable and (group := self._here()).depth:
+            with group.lock:
+                group.waiting.extend(payloads)
+            if len(group.waiting) >= GROUP:
+                self.flush()
+            return
+        path = self._layout.facts
+        lines.append(path, payloads, durable=durable)
+        if durable:
+            disk.sync_names(path.parent, self._layout.root)
+
+    @contextlib.contextmanager
+    def grouped(self) -> Iterator[None]:
+        """Within, facts of all threads wait for each other and are appended many at a time."""
+        group = self._here()
+        with group.lock:
+            group.depth += 1
+        try:
+            yield
+        finally:
+            with group.lock:
+                group.depth -= 1
+            self.flush()
+
+    def flush(self) -> None:
+        """Append the facts that wait."""
+        group = self._here()
+        with group.lock:
+            waiting, group.waiting = group.waiting, []
+        lines.append(self._layout.facts, waiting)
+
+    def _here(self) -> _Group:
+        if self._group.pid != os.getpid():
+            self._group = _Group(os.getpid())  # after a fork: the parent appends what waits there
+        return self._group
 
     def blob(self, digest: Digest) -> list[BlobFact]:
         """Return each host's last fact about a blob."""
@@ -76,10 +128,20 @@ class Facts:
         return found
 
     def origin(self, identity: RemoteIdentity) -> OriginFact | None:
-        """Return what is known of a remote identity's bytes; only identities with a validator, or local, count."""
-        for payload in self._index.facts("origin", identity.key):
-            return OriginFact(Digest.parse(payload.get("digest", "")), str(payload.get("proof", "")))
+        """Return what was last proven of a remote identity's bytes; one without a validator proves nothing."""
+        if not identity.has_validator:
+            return None
+        for payload in sorted(self._index.facts("origin", identity.key), key=_at, reverse=True):
+            try:
+                return OriginFact(Digest.parse(payload.get("digest", "")), str(payload.get("proof", "")))
+            except ContentError:
+                continue
         return None
+
+    def origins(self, identities: Iterable[RemoteIdentity]) -> dict[str, OriginFact]:
+        """Return what is known of many remote identities, by their keys."""
+        found = {identity.key: self.origin(identity) for identity in identities}
+        return {key: fact for key, fact in found.items() if fact is not None}
 
     def add_origin(self, identity: RemoteIdentity, digest: Digest, proof: str) -> None:
         """Record which digest the bytes of a remote identity have, and what proved it."""
@@ -88,9 +150,22 @@ class Facts:
 
     def target(self, path: Path) -> dict[str, Any] | None:
         """Return what was last written about a download target, named by its absolute path."""
-        found = self._index.facts("target", str(path))
-        return max(found, key=lambda payload: payload.get("at", 0), default=None)
+        return max(self._index.facts("target", _target_key(path)), key=_at, default=None)
 
     def add_target(self, path: Path, data: dict[str, Any]) -> None:
         """Record what was materialized in a user's folder."""
-        self.add([{"kind": "target", "key": str(path), "at": disk.now(), **data}])
+        self.add([{"kind": "target", "key": _target_key(path), "at": disk.now(), **data}])
+
+
+def _at(payload: dict[str, Any]) -> float:
+    at = payload.get("at")
+    return at if isinstance(at, int | float) else 0.0
+
+
+def _target_key(path: Path) -> str:
+    """Name a folder, also one whose name is not UTF-8, as text that is."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return f"hex:{os.fsencode(path).hex()}"
+    return os.fspath(path)

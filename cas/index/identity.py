@@ -41,15 +41,28 @@ class RemoteIdentity:
         """
         if not isinstance(data, dict) or not data.keys() <= set(cls.__slots__):
             raise ContentError(f"not a remote identity: {data!r:.120}")
-        url, size = data.get("url"), data.get("size")
-        if not isinstance(url, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        for name, value in data.items():
+            if not _is_whole(value) if name in ("size", "modified") else not _is_text(value):
+                raise ContentError(f"not a remote identity: {name} is {value!r:.80}")
+        if "url" not in data or data.get("size", -1) < 0:
             raise ContentError(f"not a remote identity: {data!r:.120}")
-        for name, kind in (("etag", str), ("version", str), ("modified", int)):
-            if not isinstance(data.get(name), kind | None):
-                raise ContentError(f"not a remote identity: {name} is {data[name]!r:.80}")
         return cls(**data)
 
     @property
     def key(self) -> str:
         """One canonical string: equal exactly when the identities are."""
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
+def _is_text(value: object) -> bool:
+    if type(value) is not str:
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say and UTF-8 cannot
+        return False
+    return True

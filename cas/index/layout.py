@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from cas.index import disk
 from cas.index.digest import Digest
 
 FORMAT = 1
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Everything in this folder can be made again by cas; backups may leave it out.\n"
@@ -36,7 +39,7 @@ class Layout:
 
     def refs(self, registry: str, uuid: str) -> Path:
         """The folder whose files name the manifests of one checkpoint."""
-        return self.root / "refs" / quote_registry(registry) / uuid
+        return self.root / "refs" / quote_registry(registry) / check_uuid(uuid)
 
     def records(self, registry: str) -> Path:
         """This host's file of the records of one registry."""
@@ -68,9 +71,12 @@ def quote_registry(registry: str) -> str:
     """Return a registry's name as one part of a path.
 
     Raises:
-        UsageError: the name is empty or too long for one.
+        UsageError: the name is empty, too long, or not valid Unicode.
     """
-    quoted = quote(registry, safe="")
+    try:
+        quoted = quote(registry, safe="")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"registry name is not valid Unicode: {registry!r:.100}") from error
     if not registry or len(quoted) > 240:
         raise UsageError(f"registry name is empty or too long: {registry!r:.100}")
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
@@ -79,6 +85,17 @@ def quote_registry(registry: str) -> str:
 def unquote_registry(name: str) -> str:
     """Return the registry whose quoted name this is."""
     return unquote(name)
+
+
+def check_uuid(uuid: str) -> str:
+    """Return a checkpoint's UUID in canonical form (36 characters, lower case), as it is.
+
+    Raises:
+        UsageError: it is in another form, or none.
+    """
+    if not _UUID.fullmatch(uuid):
+        raise UsageError(f"not a checkpoint UUID: {uuid!r:.80}")
+    return uuid
 
 
 def prepare(root: Path) -> str:
@@ -92,6 +109,7 @@ def prepare(root: Path) -> str:
         return _store_id(root)
     except FileNotFoundError:
         pass
+    known = next((folder for folder in root.parents if folder.exists()), root.parent)
     try:
         if not root.exists():
             disk.make_folder(root, 0o700)
@@ -103,6 +121,8 @@ def prepare(root: Path) -> str:
             _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
         document = {"cas": "store", "format": FORMAT, "store": secrets.token_hex(16), "locks": "flock"}
         _write_new(root / "format.json", json.dumps(document, indent=1).encode() + b"\n")
+        with contextlib.suppress(PermissionError):  # a folder above that we may pass, but not read
+            disk.sync_names(root, known)
     except OSError as error:
         raise _cannot_make(root, error) from error
     return _store_id(root)
@@ -125,7 +145,7 @@ def _store_id(root: Path) -> str:
         raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one") from error
     except PermissionError as error:
         raise NotAllowedError(f"cannot read the store's home {root}; set CAS_HOME to a folder of yours") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         # A power cut can leave it empty. Nothing in it is needed to read the store, so it is made again.
         if (root / "blobs").is_dir() or path.stat().st_size == 0:
             disk.unlink(path)
@@ -142,6 +162,7 @@ def _write_new(path: Path, data: bytes) -> None:
     fd = disk.create(temporary, 0o644)
     try:
         disk.write(fd, data)
+        disk.sync(fd)
     finally:
         os.close(fd)
     try:

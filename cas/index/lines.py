@@ -1,38 +1,80 @@
 """Append-only files of JSON lines, each with its own checksum: facts, records and journals.
 
-A line is `<16 hex of XXH3-64 of the rest> <JSON>\\n`. A line that a crash tore is skipped by every reader, and
+A line is `<16 hex of XXH3-64 of the JSON> <JSON>\\n`. A line that a crash tore is skipped by every reader, and
 the next writer starts on a fresh line, so what was written before and after stays readable.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from cas.errors import ContentError
 from cas.index import disk
 
 MAX_LINE = 256 << 20  # bytes; longer runs without a newline are damage
+MAX_DEPTH = 100  # of lists and objects within each other: far below where any JSON reader gives up
 
 
-def encode(payload: dict[str, Any]) -> bytes:
-    """Return one line, with its newline."""
-    body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+def encode(payload: Mapping[str, Any]) -> bytes:
+    """Return one line, with its newline. Numbers that JSON does not have become "NaN", "Infinity", "-Infinity".
+
+    Raises:
+        ContentError: the payload is nested too deeply, or is no JSON.
+    """
+    try:
+        text = json.dumps(_plain(payload, MAX_DEPTH), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ContentError(f"cannot be written as JSON: {error}") from error
+    try:
+        body = text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair: only an escape can say it
+        body = json.dumps(json.loads(text), separators=(",", ":")).encode("ascii")
     return b"%s %s\n" % (xxhash.xxh3_64_hexdigest(body).encode(), body)
 
 
+def _plain(value: Any, depth: int) -> Any:
+    """Return the value with numbers that JSON does not have as text (as protocol buffers' JSON says them)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if not depth:
+        raise ContentError(f"JSON with more than {MAX_DEPTH} lists and objects within each other")
+    if isinstance(value, Mapping):
+        return {name: _plain(one, depth - 1) for name, one in value.items()}
+    return [_plain(one, depth - 1) for one in value]
+
+
 def decode(line: bytes) -> dict[str, Any] | None:
-    """Return the payload of one line, or None if it is torn or damaged."""
-    check, _, body = line.rstrip(b"\n").partition(b" ")
-    if not body or xxhash.xxh3_64_hexdigest(body).encode() != check:
+    """Return the payload of one line, or None if it is torn, damaged, or nothing that `encode` writes."""
+    if not is_whole(line):
         return None
-    payload = json.loads(body)
+    try:
+        payload = json.loads(line[_HEAD:], parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
     return payload if isinstance(payload, dict) else None
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line's checksum is right."""
+    check, space, body = line[: _HEAD - 1], line[_HEAD - 1 : _HEAD], line[_HEAD:].removesuffix(b"\n")
+    return space == b" " and xxhash.xxh3_64_hexdigest(body).encode() == check
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_HEAD = 17  # bytes of a line before its JSON: the checksum and a space
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +105,9 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
         while raw := file.readline(MAX_LINE):
             offset += len(raw)
             if not raw.endswith(b"\n"):
-                break
+                if len(raw) < MAX_LINE:
+                    break
+                continue
             if raw == b"\n":
                 continue
             payload = decode(raw)
@@ -73,8 +117,14 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
                 torn.count += 1
 
 
-def append(path: Path, payloads: Iterable[dict[str, Any]], *, durable: bool = False) -> None:
-    """Append lines with one write; with `durable`, return only when they will survive a power cut."""
+def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
+    """Append lines with one write; with `durable`, return only when they will survive a power cut.
+
+    The folders' own names are the caller's to sync.
+
+    Raises:
+        ContentError: a payload is nested too deeply, or is no JSON; nothing was written.
+    """
     data = b"".join(map(encode, payloads))
     if not data:
         return
@@ -86,7 +136,5 @@ def append(path: Path, payloads: Iterable[dict[str, Any]], *, durable: bool = Fa
         disk.write(fd, data)
         if durable:
             disk.sync(fd)
-            if not size:
-                disk.sync_folder(path.parent)
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,8 +103,31 @@ def is_abandoned(path: Path) -> bool:
         os.close(first)
 
 
-def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
-    """Start a background thread that does not keep the process alive."""
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    thread.start()
-    return thread
+class ThreadLock:
+    """A lock between threads that the child of a fork finds free, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _thread_locks.add(self)
+
+    def renew(self) -> None:
+        """Be a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_thread_locks: weakref.WeakSet[ThreadLock] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for lock in list(_thread_locks):
+        lock.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

@@ -20,13 +20,25 @@ MAX_SIZE = 1 << 60  # of one file, in bytes
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file of a checkpoint: its digest, or, of a file not fetched yet, its remote identity."""
+    """One file of a checkpoint: its digest, or, of a file not fetched yet, its remote identity.
+
+    In memory it may have both; a manifest holds the digest then, and no identity.
+
+    Raises:
+        ContentError: it has neither, or its size is not that of its identity.
+    """
 
     path: RelativePath
     size: int
     digest: Digest | None = None
     identity: RemoteIdentity | None = None
     executable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.digest is None and self.identity is None:
+            raise ContentError(f"file {self.path!r:.200} has neither a digest nor a remote identity")
+        if self.identity is not None and self.identity.size != self.size:
+            raise ContentError(f"file {self.path!r:.200}: {self.size} bytes, but {self.identity.size} at its origin")
 
     def to_json(self) -> dict[str, Any]:
         """Return this entry as it stands in a manifest."""
@@ -105,9 +117,12 @@ class Manifest:
         if len(data) > MAX_BYTES:
             raise ContentError(f"manifest of {len(data)} bytes: more than {MAX_BYTES}")
         try:
-            document = json.loads(data)
+            return cls._parse(json.loads(data), data)
         except (ValueError, RecursionError) as error:
             raise ContentError(f"not a manifest: {error}") from error
+
+    @classmethod
+    def _parse(cls, document: object, data: bytes) -> Self:
         if not isinstance(document, dict) or document.get("cas") != "manifest":
             raise ContentError("not a manifest")
         if document.get("format") != FORMAT:

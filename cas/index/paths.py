@@ -28,7 +28,7 @@ class RelativePath(str):
         if type(text) is cls:
             return text
         if reason := _flaw(text):
-            raise UnsafeNameError(str(text)[:200], reason)
+            raise UnsafeNameError(_shown(text), reason)
         return super().__new__(cls, text)
 
     @property
@@ -41,6 +41,10 @@ class RelativePath(str):
         """Every folder above, the outermost first: `a/b/c` has `a` and `a/b`."""
         parts = self.split("/")
         return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _shown(text: object) -> str:
+    return text[:200] if isinstance(text, str) else type(text).__name__
 
 
 def _flaw(text: object) -> str | None:

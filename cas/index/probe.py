@@ -55,12 +55,12 @@ def probe(folder: Path) -> Abilities:
         scratch = Path(tempfile.mkdtemp(prefix=".cas-probe-", dir=folder))
     except OSError:
         tried: tuple[bool | None, bool | None, bool | None] = (None, None, None)
-        return Abilities(folder, kind, _is_network(kind), space.free, space.total, False, *tried)
+        return Abilities(folder, kind, is_network(kind), space.free, space.total, False, *tried)
     try:
         tried = (_locks(scratch), _hard_links(scratch), _reflinks(scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Abilities(folder, kind, _is_network(kind), space.free, space.total, True, *tried)
+    return Abilities(folder, kind, is_network(kind), space.free, space.total, True, *tried)
 
 
 def file_system(folder: Path) -> str | None:
@@ -93,7 +93,8 @@ def _unescape(text: str) -> str:
     return text
 
 
-def _is_network(kind: str | None) -> bool:
+def is_network(kind: str | None) -> bool:
+    """Whether a type of file system is one whose bytes lie on another host."""
     return kind is not None and kind.startswith(_NETWORK)
 
 

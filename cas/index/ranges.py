@@ -38,6 +38,23 @@ class Ranges:
             end = max(end, self._items[last - 1].end)
         self._items[first:last] = [Range(start, end)]
 
+    def discard(self, start: int, end: int) -> None:
+        """Take the bytes from `start` to `end` out."""
+        items, self._items = self._items, []
+        for item in items:
+            self.add(item.start, min(item.end, start))
+            self.add(max(item.start, end), item.end)
+
+    def overlap(self, start: int, end: int) -> bool:
+        """Whether any byte from `start` to `end` is in the set."""
+        place = bisect_left(self._items, start + 1, key=lambda item: item.end)
+        return start < end and place < len(self._items) and self._items[place].start < end
+
+    @property
+    def end(self) -> int:
+        """The end of the last range; 0 if the set is empty."""
+        return self._items[-1].end if self._items else 0
+
     def reaches(self, offset: int) -> int:
         """Return the end of the range that holds or touches `offset`; `offset` itself if none does."""
         place = bisect_left(self._items, offset, key=lambda item: item.end)

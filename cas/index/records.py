@@ -48,7 +48,10 @@ class Records:
             {"kind": new.kind, "id": new.id, "seen": seen, "parents": list(new.parents), "data": dict(new.data)}
             for new in records
         ]
-        lines.append(self._layout.records(registry), payloads, durable=durable)
+        path = self._layout.records(registry)
+        lines.append(path, payloads, durable=durable)
+        if durable:
+            disk.sync_names(path.parent, self._layout.root)
 
     def get(self, registry: str, kind: str, id: str) -> Seen | None:
         """Return what was last seen of one thing."""

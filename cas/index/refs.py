@@ -5,6 +5,7 @@ A ref is an empty file whose name says everything, so that there is nothing in i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from cas.errors import ContentError
 from cas.index import disk
 from cas.index.digest import Digest
-from cas.index.layout import Layout, unquote_registry
+from cas.index.layout import Layout, check_uuid, unquote_registry
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 
@@ -52,13 +53,30 @@ class Refs:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return None
+            held = self._bring_back(digest)
+            return None if held is None else Manifest.parse(held)
         if Digest.of(data) == digest:
             return Manifest.parse(data)
-        held = self._layout.aside(f"{digest.hex}.json")
-        disk.make_folder(held.parent)
-        disk.rename(path, held)
-        log.warning("manifest %s is damaged; it lies in %s now", digest, held)
+        away = self._layout.aside(f"{digest.hex}.json")
+        try:
+            disk.make_folder(away.parent)
+            disk.rename(path, away)
+        except OSError as error:  # gone, or in a home that we may only read
+            log.warning("manifest %s is damaged, and cannot be moved away: %s", digest, error)
+        else:
+            log.warning("manifest %s is damaged; it lies in %s now", digest, away)
+        return None
+
+    def _bring_back(self, digest: Digest) -> bytes | None:
+        """Give a manifest its name back that a killed removal left in `aside/`."""
+        for held in sorted((self._layout.root / "aside").glob(f"{digest.hex}.json.*")):
+            with contextlib.suppress(OSError):
+                data = held.read_bytes()
+                if Digest.of(data) == digest:
+                    with contextlib.suppress(OSError):
+                        disk.make_folder(self._layout.manifest(digest).parent)
+                        disk.rename(held, self._layout.manifest(digest))
+                    return data
         return None
 
     def manifests(self) -> Iterator[Digest]:
@@ -74,17 +92,24 @@ class Refs:
     def tag(self, registry: str, uuid: str, manifest: Digest, *, durable: bool = False) -> Path:
         """Say that a checkpoint consists of a manifest's files (and of those of its other refs)."""
         path = self._layout.refs(registry, uuid) / manifest.hex
-        disk.make_folder(path.parent)
-        try:
-            fd = disk.create(path, 0o444)
-        except FileExistsError:
-            return path
+        fd = self._create_ref(path)
         try:
             if durable:
                 disk.sync(fd)
         finally:
             os.close(fd)
         return path
+
+    def _create_ref(self, path: Path) -> int:
+        while True:
+            disk.make_folder(path.parent)
+            try:
+                return disk.create(path, 0o444)
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                log.debug("%s was removed in between", path.parent)
 
     def untag(self, registry: str, uuid: str) -> int:
         """Remove all refs of a checkpoint; return how many there were."""
@@ -105,19 +130,14 @@ class Refs:
     def registries(self, uuid: str) -> list[str]:
         """Return the registries that have refs of a checkpoint, in order of name."""
         folder = self._layout.root / "refs"
-        try:
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:
-            return []
-        return [unquote_registry(name) for name in names if (folder / name / uuid).is_dir()]
+        check_uuid(uuid)
+        return [unquote_registry(name) for name in disk.names(folder) if (folder / name / uuid).is_dir()]
 
     def all(self) -> Iterator[tuple[str, str, list[Digest]]]:
         """Yield registry, UUID and manifests of every checkpoint."""
         folder = self._layout.root / "refs"
-        if not folder.is_dir():
-            return
-        for registry in sorted(os.listdir(folder)):
-            for uuid in sorted(os.listdir(folder / registry)):
+        for registry in disk.names(folder):
+            for uuid in disk.names(folder / registry):
                 yield unquote_registry(registry), uuid, self._names(folder / registry / uuid)
 
     def _names(self, folder: Path) -> list[Digest]:

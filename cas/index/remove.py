@@ -107,7 +107,8 @@ def _remove_manifest(store: Store, digest: Digest) -> None:
     except FileNotFoundError:
         return
     if any(digest in digests for _, _, digests in store.refs.all()):
-        disk.rename(held, path)
+        with contextlib.suppress(FileNotFoundError):  # a reader brought it back
+            disk.rename(held, path)
     else:
         disk.unlink(held)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from cas.errors import CasError
 from cas.index.blobs import Blobs
 from cas.index.digest import Digest
+from cas.index.locks import ThreadLock
 
 log = logging.getLogger("cas.index")
 
@@ -24,16 +25,19 @@ class Sealer:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._queue: queue.SimpleQueue[Digest] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._pid = 0
+        self._lock = ThreadLock()
+        self._pid = os.getpid()
+        self._running = False
 
     def add(self, digests: Iterable[Digest]) -> None:
         """Seal these blobs some time later, if this process lives on."""
         with self._lock:
+            if self._pid != os.getpid():  # after a fork: the thread is the parent's, and so is what it waits for
+                self._pid, self._running, self._queue = os.getpid(), False, queue.SimpleQueue()
             for digest in digests:
                 self._queue.put(digest)
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
+            if not self._running:
+                self._running = True
                 threading.Thread(target=self._run, name="cas-seal", daemon=True).start()
 
     def _run(self) -> None:

@@ -2,6 +2,10 @@
 
 Whatever happens to its file (deleted, truncated, garbage, another version, locked by a stopped process), the
 answers stay the same: it is made again from the plain files, in memory if it must be.
+
+Garbage in a database need not be an error: a row whose key was overwritten is a row that is not found. So every
+change by us ends with setting the file's modification time to a value that no clock shows, while nobody else can
+write; a reader that finds another time after it has read knows that somebody else wrote to the file.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +30,13 @@ log = logging.getLogger("cas.index")
 
 T = TypeVar("T")
 
-BUSY_SECONDS = 5.0  # then a private index in memory is used: the holder may be a stopped process
+BUSY_SECONDS = 5.0  # then another index is made: the holder may be a stopped process
+UNTOUCHED = 1_000_000_000 * 10**9  # nanoseconds since 1970, a day in 2001: the time of an index as we left it
 _ATTEMPTS = 3  # the file that was there, a fresh file, memory
+_MAX_LOST = 6  # files that one process loses before it keeps its index in memory
+_OLD = 86_400  # seconds after which an unfinished index is one of a killed process
+
+Sources = Mapping[str, tuple[str, int]]  # path below the home -> inode, size
 
 
 class _DamagedIndexError(Exception):
@@ -38,31 +49,30 @@ class SqlIndex:
     def __init__(self, root: Path, store_id: str) -> None:
         self._root = root
         self._store_id = store_id
-        self._state = _State()
+        self._by_pid: dict[int, _Connection] = {}  # one inherited through a fork is kept open, but never used
 
     # --- questions -----------------------------------------------------------------------------------------
 
-    def facts(self, kind: str, key: str, *, refresh: bool = True) -> list[dict[str, Any]]:
-        """Return the last fact of each host about one thing."""
-        query = "SELECT line FROM fact WHERE kind = ? AND key = ?"
-        return self._ask(lambda database: _payloads(database, query, (kind, key)), refresh=refresh)
+    def facts(self, kind: str, key: str) -> list[dict[str, Any]]:
+        """Return the last fact of each host about one thing, by the hosts' names."""
+        query = "SELECT line FROM fact JOIN source ON source = id WHERE kind = ? AND key = ? ORDER BY path"
+        return [payload for (payload,) in self._rows(query, kind, key)]
 
     def record(self, registry: str, kind: str, id: str) -> dict[str, Any] | None:
         """Return the line last seen of one thing of a registry."""
-        query = "SELECT line FROM record WHERE registry = ? AND kind = ? AND id = ?"
-        found = self._ask(lambda database: _payloads(database, query, (registry, kind, id)))
-        return found[0] if found else None
+        found = self._rows("SELECT line FROM record WHERE registry = ? AND kind = ? AND id = ?", registry, kind, id)
+        return found[0][0] if found else None
 
     def registries_with(self, kind: str, id: str) -> list[str]:
         """Return the registries that know a thing, in order of name."""
-        query = "SELECT registry FROM record WHERE kind = ? AND id = ? ORDER BY registry"
-        return self._ask(lambda database: [row[0] for row in database.execute(query, (kind, id))])
+        query = "SELECT line, registry FROM record WHERE kind = ? AND id = ? ORDER BY registry"
+        return [registry for _, registry in self._rows(query, kind, id)]
 
     def records(
         self, kind: str, *, registry: str | None = None, parent: str | None = None
     ) -> list[tuple[str, dict[str, Any]]]:
         """Return `(registry, line)` of all things of a kind, of one registry and below one parent if given."""
-        query = "SELECT registry, line FROM record"
+        query = "SELECT line, registry FROM record"
         terms: list[str] = ["kind = ?"]
         values: list[str] = [kind]
         if parent is not None:
@@ -73,132 +83,170 @@ class SqlIndex:
             terms.append("registry = ?")
             values.append(registry)
         query += " WHERE " + " AND ".join(terms) + " ORDER BY registry, id"
-
-        def ask(database: sqlite3.Connection) -> list[tuple[str, dict[str, Any]]]:
-            return [(name, _payload(line)) for name, line in database.execute(query, values)]
-
-        return self._ask(ask)
+        return [(name, payload) for payload, name in self._rows(query, *values)]
 
     def close(self) -> None:
         """Close this process's connection."""
-        self._state.here().close()
+        connection = self._connection()
+        with connection.lock:
+            connection.close()
+
+    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, whose first column is a line, with the line's payload."""
+        try:
+            for value in values:
+                value.encode("utf-8")
+        except UnicodeEncodeError:  # a name that is not Unicode: nothing of the kind was ever written
+            return []
+
+        def ask(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            rows = [(_payload(row[0]), *row[1:]) for row in database.execute(query, values)]
+            return [row for row in rows if row[0] is not None]
+
+        return self._ask(ask)
+
+    # --- the file ------------------------------------------------------------------------------------------
+
+    def _connection(self) -> _Connection:
+        pid = os.getpid()
+        return self._by_pid.get(pid) or self._by_pid.setdefault(pid, _Connection())
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection()
+        with connection.lock:
+            for attempt in range(_ATTEMPTS):
+                last = attempt == _ATTEMPTS - 1
+                try:
+                    if connection.database is None:
+                        self._open(connection, memory=last or connection.lost > _MAX_LOST)
+                    self._refresh(connection)
+                    return connection.read(question)
+                except (sqlite3.Error, _DamagedIndexError) as error:
+                    if last:
+                        raise
+                    log.info("the index is made again: %s", error)
+                    connection.discard()
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _open(self, connection: _Connection, *, memory: bool) -> None:
+        if not memory and disk.boot_id() is not None:
+            for path in self._files():
+                try:
+                    self._connect(connection, path)
+                    return
+                except (OSError, sqlite3.Error, _DamagedIndexError) as error:
+                    log.info("%s is not used: %s", path.name, error)
+                    connection.discard()
+            try:
+                self._connect(connection, self._make())
+                return
+            except (OSError, sqlite3.Error, _DamagedIndexError) as error:
+                log.info("the index is kept in memory: %s", error)
+                connection.discard()
+        connection.open(None)
+        with connection.writing() as database:
+            self._create(database)
+
+    def _files(self) -> list[Path]:
+        """Return the index files that are ours; what another user made is left to that user."""
+        found = []
+        for path in sorted(self._root.glob(f"index-{VERSION}-*.sqlite3")):
+            with contextlib.suppress(OSError):
+                if _is_own(path.stat()):
+                    found.append(path)
+        return found
+
+    def _make(self) -> Path:
+        """Make an index of everything in the plain files; it gets its name when it is complete."""
+        for old in self._root.glob(f"index-{VERSION}-*.new"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > _OLD:
+                    _remove(old)
+        new = self._root / f"index-{VERSION}-{secrets.token_hex(4)}.new"
+        maker = _Connection()
+        try:
+            maker.open(new)
+            with maker.writing(first=True) as database:
+                self._create(database)
+            path = new.with_suffix(".sqlite3")
+            maker.close()
+            disk.unlink(new.with_name(f"{new.name}-journal"))
+            disk.rename(new, path)
+        except BaseException:
+            maker.discard()
+            raise
+        return path
+
+    def _create(self, database: sqlite3.Connection) -> None:
+        for statement in SCHEMA.split("\n\n"):
+            database.execute(statement)
+        database.execute("INSERT INTO meta VALUES (?, ?)", (self._store_id, disk.boot_id()))
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        self._follow_all(database, self._sources())
+
+    def _connect(self, connection: _Connection, path: Path) -> None:
+        connection.open(path)
+        expected = [(VERSION, self._store_id, disk.boot_id())]
+
+        def ask(database: sqlite3.Connection) -> object:
+            found = database.execute("PRAGMA user_version").fetchone()[0]
+            return [(found, *row) for row in database.execute("SELECT store, boot FROM meta")]
+
+        if connection.read(ask) != expected:
+            raise _DamagedIndexError("it is of another version, another store's, or from before a reboot")
 
     # --- following the files ---------------------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[sqlite3.Connection], T], *, refresh: bool = True) -> T:
-        connection = self._state.here()
-        with connection.lock:
-            for attempt in range(_ATTEMPTS):
-                try:
-                    if connection.database is None:
-                        last = attempt == _ATTEMPTS - 1
-                        connection.database, connection.path = self._open(memory=last)
-                        refresh = True
-                    if refresh:
-                        self._refresh(connection.database)
-                    return question(connection.database)
-                except (sqlite3.Error, _DamagedIndexError, ValueError) as error:
-                    log.info("the index is made again: %s", error)
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                    locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-                    connection.discard(remove=not locked)
-                    if locked:
-                        connection.database, connection.path = self._open(memory=True)
-                        refresh = True
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _open(self, *, memory: bool) -> tuple[sqlite3.Connection, Path | None]:
-        if not memory and disk.boot_id() is not None:
-            for path in sorted(self._root.glob(f"index-{VERSION}-*.sqlite3")):
-                with contextlib.suppress(sqlite3.Error, _DamagedIndexError):
-                    return self._connect(path), path
-                _remove(path)
-            path = self._root / f"index-{VERSION}-{secrets.token_hex(4)}.sqlite3"
-            if os.access(self._root, os.W_OK):
-                with contextlib.suppress(sqlite3.Error):
-                    return self._connect(path), path
-        return self._connect(None), None
-
-    def _connect(self, path: Path | None) -> sqlite3.Connection:
-        if path is not None and path.exists() and not os.access(path, os.W_OK):
-            raise _DamagedIndexError("cannot be written")
-        database = sqlite3.connect(
-            path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            # Not synced: after a power cut the boot has changed, and the index is made again. No WAL: its shared
-            # memory file kills a process (SIGBUS) when somebody truncates it.
-            database.execute("PRAGMA synchronous = OFF")
-            database.execute("PRAGMA journal_mode = TRUNCATE")
-            database.execute("PRAGMA cell_size_check = ON")
-            with _transaction(database):
-                found = database.execute("PRAGMA user_version").fetchone()[0]
-                empty = not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if found == 0 and empty:
-                    for statement in SCHEMA.split("\n\n"):
-                        database.execute(statement)
-                    database.execute("INSERT INTO meta VALUES (?, ?)", (self._store_id, disk.boot_id()))
-                    database.execute(f"PRAGMA user_version = {VERSION}")
-                elif found != VERSION:
-                    raise _DamagedIndexError(f"its version is {found}")
-                elif database.execute("SELECT store, boot FROM meta").fetchall() != [(self._store_id, disk.boot_id())]:
-                    raise _DamagedIndexError("it is another store's, or from before a reboot")
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _refresh(self, database: sqlite3.Connection) -> None:
-        known = {path: (id, inode, offset) for id, path, inode, offset in database.execute("SELECT * FROM source")}
-        changed = []
-        for path in self._sources():
-            name = path.relative_to(self._root).as_posix()
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            row = known.get(name)
-            if row is None or row[1:] != (stat.st_ino, stat.st_size):
-                changed.append(name)
-        gone = [name for name in known if not (self._root / name).exists()]
-        if not changed and not gone:
+    def _refresh(self, connection: _Connection) -> None:
+        sources = self._sources()
+        if sources == connection.sources:
             return
-        with _transaction(database):
-            for name in changed:
-                self._follow(database, name)
-            for name in gone:
-                _forget(database, name)
+        if connection.read(_followed) != sources:
+            with connection.writing() as database:
+                self._follow_all(database, sources)
+        connection.sources = sources
 
-    def _sources(self) -> Iterator[Path]:
-        mine = {os.geteuid(), 0} if hasattr(os, "geteuid") else None
-        for folder in ("facts", "records/*"):
-            for path in sorted(self._root.glob(f"{folder}/*.jsonl")):
-                # What another user wrote is no proof of anything (invariant 4).
-                if mine is None or path.stat().st_uid in mine:
-                    yield path
+    def _sources(self) -> Sources:
+        """Return the files of facts and records that count: what another user wrote proves nothing (invariant 4)."""
+        found = {}
+        for folder in ["facts", *(f"records/{name}" for name in disk.names(self._root / "records"))]:
+            for name in disk.names(self._root / folder):
+                if name.endswith(".jsonl"):
+                    with contextlib.suppress(OSError):
+                        stat = os.stat(self._root / folder / name)
+                        if _is_own(stat) or stat.st_uid == 0:
+                            found[f"{folder}/{name}"] = (str(stat.st_ino), stat.st_size)
+        return found
+
+    def _follow_all(self, database: sqlite3.Connection, sources: Sources) -> None:
+        for name, (_, inode, offset) in _known(database).items():
+            if name not in sources or sources[name][0] != inode or sources[name][1] < offset:
+                _forget(database, name)
+        known = _known(database)
+        for name, (inode, size) in sources.items():
+            if name not in known:
+                database.execute("INSERT INTO source (path, inode, offset) VALUES (?, ?, 0)", (name, inode))
+            elif known[name][2] == size:
+                continue
+            self._follow(database, name)
 
     def _follow(self, database: sqlite3.Connection, name: str) -> None:
+        source, offset = database.execute("SELECT id, offset FROM source WHERE path = ?", (name,)).fetchone()
         path = self._root / name
-        stat = path.stat()
-        row = database.execute("SELECT id, inode, offset FROM source WHERE path = ?", (name,)).fetchone()
-        if row is not None and (row[1] != stat.st_ino or row[2] > stat.st_size):
-            _forget(database, name)
-            row = None
-        if row is None:
-            add = "INSERT INTO source (path, inode, offset) VALUES (?, ?, 0)"
-            source, offset = database.execute(add, (name, stat.st_ino)).lastrowid, 0
-        else:
-            source, offset = row[0], row[2]
         registry = unquote_registry(path.parent.name) if name.startswith("records/") else None
-        end = offset
-        for line in lines.read(path, offset):
-            end = line.end
-            if registry is None:
-                _add_fact(database, source, line)
-            else:
-                _add_record(database, source, registry, line)
-        database.execute("UPDATE source SET offset = ? WHERE id = ?", (end, source))
+        try:
+            for line in lines.read(path, offset):
+                offset = line.end
+                try:
+                    if registry is None:
+                        _add_fact(database, source, line)
+                    else:
+                        _add_record(database, source, registry, line)
+                except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
+                    log.info("a line of %s says nothing that can be asked for: %s", name, error)
+        except OSError as error:
+            log.warning("%s cannot be read, so what it says is not known: %s", path, error)
+        database.execute("UPDATE source SET offset = ? WHERE id = ?", (offset, source))
 
 
 class _Connection:
@@ -208,70 +256,156 @@ class _Connection:
         self.lock = threading.RLock()
         self.database: sqlite3.Connection | None = None
         self.path: Path | None = None
+        self.sources: Sources = {}  # as they were when all of them was in the index
+        self.lost = 0
+        self._inode = 0
+        _connections.add(self)
 
-    def discard(self, *, remove: bool) -> None:
+    def open(self, path: Path | None) -> None:
+        """Open a file (or one in memory), which may be new."""
+        self.path, self.sources = path, {}
+        self.database = sqlite3.connect(
+            path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        # Not synced: after a power cut the boot has changed, and the index is made again. No WAL: its shared
+        # memory file kills a process (SIGBUS) when somebody truncates it.
+        for pragma in ("synchronous = OFF", "journal_mode = TRUNCATE", "cell_size_check = ON"):
+            self.database.execute(f"PRAGMA {pragma}")
+        self._inode = 0 if path is None else os.stat(path).st_ino
+
+    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask, and look whether the file was ours all the while: no other process of ours writes meanwhile."""
+        database = self._opened()
+        database.execute("BEGIN")
+        try:
+            answer = question(database)
+            self._check_untouched()
+            return answer
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def writing(self, *, first: bool = False) -> Iterator[sqlite3.Connection]:
+        """Change the index in one transaction; it is locked until the file has its time."""
+        database = self._opened()
+        database.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            if not first:
+                self._check_untouched()
+            yield database
+            disk.step("sqlite commit")
+            database.execute("COMMIT")
+            if self.path is not None:
+                disk.set_time(self.path, UNTOUCHED)
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+            raise
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("PRAGMA locking_mode = NORMAL").fetchall()
+                database.execute("SELECT count(*) FROM sqlite_master").fetchall()  # only this lets go of the lock
+
+    def _opened(self) -> sqlite3.Connection:
+        if self.database is None:
+            raise _DamagedIndexError("it is not open")
+        return self.database
+
+    def _check_untouched(self) -> None:
+        if self.path is None:
+            return
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError as error:
+            raise _DamagedIndexError("it was removed") from error
+        if (stat.st_ino, stat.st_mtime_ns) != (self._inode, UNTOUCHED):
+            raise _DamagedIndexError("somebody else wrote to it")
+
+    def discard(self) -> None:
+        """Close the connection, and remove its file if it is still the one that was opened."""
+        path, self.path = self.path, None
+        self.lost += 1
         self.close()
-        if remove and self.path is not None:
-            _remove(self.path)
-        self.path = None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == self._inode:
+                    _remove(path)
 
     def close(self) -> None:
+        """Close the connection; it is opened again when it is needed."""
         if self.database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self.database.close()
         self.database = None
 
 
-class _State:
-    """The connection of this process; one inherited through a fork is kept open, but never used."""
+# --- forks ---------------------------------------------------------------------------------------------------
+# A child must not inherit SQLite's own locks in the middle of another thread's work: forks wait until it is done.
 
-    def __init__(self) -> None:
-        self._by_pid: dict[int, _Connection] = {}
-
-    def here(self) -> _Connection:
-        return self._by_pid.setdefault(os.getpid(), _Connection())
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+_forking = threading.Lock()
+_paused: list[_Connection] = []
 
 
-@contextlib.contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        disk.step("sqlite commit")
-        database.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            database.execute("ROLLBACK")
-        raise
+def _before_fork() -> None:
+    _forking.acquire()
+    for connection in list(_connections):
+        connection.lock.acquire()
+        _paused.append(connection)
 
 
-def _add_fact(database: sqlite3.Connection, source: int | None, line: lines.Line) -> None:
+def _after_fork() -> None:
+    while _paused:
+        _paused.pop().lock.release()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+
+def _known(database: sqlite3.Connection) -> dict[str, tuple[int, str, int]]:
+    rows = database.execute("SELECT path, id, inode, offset FROM source")
+    return {path: (id, inode, offset) for path, id, inode, offset in rows}
+
+
+def _followed(database: sqlite3.Connection) -> Sources:
+    return {path: (inode, offset) for path, (_, inode, offset) in _known(database).items()}
+
+
+def _add_fact(database: sqlite3.Connection, source: int, line: lines.Line) -> None:
     kind, key = line.payload.get("kind"), line.payload.get("key")
     if isinstance(kind, str) and isinstance(key, str):
         add = "INSERT OR REPLACE INTO fact (kind, key, source, line) VALUES (?, ?, ?, ?)"
         database.execute(add, (kind, key, source, line.raw))
 
 
-def _add_record(database: sqlite3.Connection, source: int | None, registry: str, line: lines.Line) -> None:
+def _add_record(database: sqlite3.Connection, source: int, registry: str, line: lines.Line) -> None:
     kind, id, seen = (line.payload.get(name) for name in ("kind", "id", "seen"))
     parents = line.payload.get("parents", [])
     if not isinstance(kind, str) or not isinstance(id, str) or not isinstance(seen, int | float):
         return
+    # Equal times: the file whose name is later, so that the order of reading decides nothing.
     add = (
         "INSERT INTO record (registry, kind, id, seen, source, line) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET seen = excluded.seen, source = excluded.source, line = excluded.line"
-        " WHERE excluded.seen >= record.seen"
+        " WHERE excluded.seen > record.seen OR (excluded.seen = record.seen AND"
+        " (SELECT path FROM source WHERE id = excluded.source) >= (SELECT path FROM source WHERE id = record.source))"
     )
     if database.execute(add, (registry, kind, id, float(seen), source, line.raw)).rowcount:
         database.execute("DELETE FROM parent WHERE kind = ? AND registry = ? AND id = ?", (kind, registry, id))
-        rows = [(parent, kind, registry, id) for parent in parents if isinstance(parent, str)]
+        names = [parent for parent in parents if isinstance(parent, str)] if isinstance(parents, list) else []
+        rows = [(parent, kind, registry, id) for parent in names]
         database.executemany("INSERT OR IGNORE INTO parent VALUES (?, ?, ?, ?)", rows)
 
 
 def _forget(database: sqlite3.Connection, name: str) -> None:
     row = database.execute("SELECT id FROM source WHERE path = ?", (name,)).fetchone()
-    if row is None:
-        return
     if name.startswith("records/"):
         # An older line of another file may be the last one now: read all files of records again.
         database.execute("DELETE FROM record")
@@ -281,15 +415,18 @@ def _forget(database: sqlite3.Connection, name: str) -> None:
     database.execute("DELETE FROM source WHERE id = ?", (row[0],))
 
 
-def _payloads(database: sqlite3.Connection, query: str, values: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [_payload(row[0]) for row in database.execute(query, values)]
-
-
-def _payload(raw: object) -> dict[str, Any]:
-    payload = lines.decode(raw) if isinstance(raw, bytes) else None
-    if payload is None:
+def _payload(raw: object) -> dict[str, Any] | None:
+    """Return what a row's line says; None if that cannot be read."""
+    if not isinstance(raw, bytes) or not lines.is_whole(raw):
         raise _DamagedIndexError("a line in it is damaged")
-    return payload
+    return lines.decode(raw)
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def _is_own(stat: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or stat.st_uid == os.geteuid()
 
 
 def _remove(path: Path) -> None:

@@ -8,7 +8,7 @@ SCHEMA = """\
 CREATE TABLE source (
     id      INTEGER PRIMARY KEY,
     path    TEXT NOT NULL UNIQUE,   -- below the home
-    inode   INTEGER NOT NULL,       -- another inode under the same name is read from the start
+    inode   TEXT NOT NULL,          -- up to 64 bits; another inode under the name: read from the start
     offset  INTEGER NOT NULL        -- bytes read so far; always the start of a line
 );
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cas.errors import CasError, UsageError
+from cas.errors import CasError, ContentError
 from cas.index import blobs as blobs_module
 from cas.index import disk, locks, refs
 from cas.index.blobs import Blobs
@@ -18,6 +16,7 @@ from cas.index.digest import Digest
 from cas.index.facts import Facts
 from cas.index.ingest import Follower, Ingest, Staging
 from cas.index.layout import Layout, prepare
+from cas.index.layout import check_uuid as check_uuid
 from cas.index.manifest import Manifest
 from cas.index.records import Records
 from cas.index.refs import Refs
@@ -27,7 +26,6 @@ from cas.index.sqlindex import SqlIndex
 log = logging.getLogger("cas.index")
 
 STALL = 60.0  # seconds without progress after which a lock is no longer waited for
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 
 
 class Store:
@@ -48,6 +46,7 @@ class Store:
         self.records = Records(self.layout, self.index)
         self.blobs = Blobs(self.layout, self.facts)
         self.refs = Refs(self.layout)
+        self.blobs.on_bad(self._drop_views_of)
         self._sealer = Sealer(self.blobs)
 
     # --- bytes in ------------------------------------------------------------------------------------------
@@ -144,6 +143,21 @@ class Store:
             return
         disk.remove_tree(held)
 
+    def _drop_views_of(self, digest: Digest) -> None:
+        """Take the views away that may link to a bad file (invariant 5)."""
+        for name in disk.names(self.home / "views"):
+            with contextlib.suppress(ContentError):
+                manifest = Digest(name)
+                if self._needs(manifest, digest):
+                    self.drop_view(manifest)
+
+    def _needs(self, manifest: Digest, digest: Digest) -> bool:
+        try:
+            found = self.refs.get(manifest)
+        except ContentError:
+            return True
+        return found is None or any(entry.digest == digest for entry in found.files)
+
     def seal_later(self, digests: Iterable[Digest]) -> None:
         """Let a low-priority thread make blobs survive a power cut."""
         self._sealer.add(digests)
@@ -174,17 +188,6 @@ def _activity(folder: Path) -> object:
     return found
 
 
-def check_uuid(uuid: str) -> str:
-    """Return a checkpoint's UUID in canonical form (36 characters, lower case), as it is.
-
-    Raises:
-        UsageError: it is in another form, or none.
-    """
-    if not _UUID.fullmatch(uuid):
-        raise UsageError(f"not a checkpoint UUID: {uuid!r:.80}")
-    return uuid
-
-
 @contextlib.contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Turn errors of the disk into one clear line."""
@@ -197,7 +200,7 @@ def explained(doing: str) -> Iterator[None]:
         raise
 
 
-_stores_lock = threading.Lock()
+_stores_lock = locks.ThreadLock()
 _stores: dict[tuple[int, Path], Store] = {}
 
 
