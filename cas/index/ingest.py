@@ -61,11 +61,16 @@ class Staging:
         self._claim = Claim(self.folder / "claim")
 
     def ingest(
-        self, size: int | None = None, *, source: str | None = None, followers: tuple[Follower, ...] = ()
+        self,
+        size: int | None = None,
+        *,
+        source: str | None = None,
+        followers: tuple[Follower, ...] = (),
+        resume: bool = True,
     ) -> Ingest:
-        """Start one file. With a `source`, its ranges are journaled and an abandoned transfer is resumed."""
+        """Start one file. With a `source`, its ranges are journaled, and with `resume` those of others taken over."""
         path = self.folder / f"{next(self._numbers)}.data"
-        return Ingest(path, self._publisher, size=size, source=source, followers=followers)
+        return Ingest(path, self._publisher, size=size, source=source, followers=followers, resume=resume)
 
     def close(self) -> None:
         """Remove the folder, and those of dead processes that worked on the same."""
@@ -102,6 +107,7 @@ class Ingest:
         size: int | None,
         source: str | None,
         followers: tuple[Follower, ...],
+        resume: bool,
     ) -> None:
         if source is not None and size is None:
             raise ValueError("an ingest with a source needs a size")
@@ -114,13 +120,15 @@ class Ingest:
         self._hashing = threading.Lock()
         self._hasher = blake3.blake3()
         self._hashed = 0
+        self._spoiled = False
         self._journal: Path | None = None
         self._fd = disk.create(path)
         if source is not None and size is not None:
             disk.truncate(self._fd, size)
             self._journal = path.with_suffix(".journal")
             lines.append(self._journal, [{"source": source, "size": size}])
-            self._take_over(source, size)
+            if resume:
+                self._take_over(source, size)
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -156,6 +164,19 @@ class Ingest:
                 raise ContentError(f"{error}, but {size} bytes were expected") from error
             self._note(start, end, None)
 
+    def range(self, start: int, end: int) -> RangeWriter:
+        """Write one range piece by piece, from one thread: `with ingest.range(0, 100) as out: out.write(data)`.
+
+        It counts as written when all of it is there. Given up after a part of it was hashed, nothing can be
+        committed any more.
+
+        Raises:
+            ContentError: it reaches behind the expected size.
+        """
+        if self.size is not None and end > self.size:
+            raise ContentError(f"{end} bytes, but {self.size} were expected")
+        return RangeWriter(self, os.dup(self._fd), start, end)
+
     @property
     def missing(self) -> list[Range]:
         """The ranges that are not written yet."""
@@ -184,18 +205,37 @@ class Ingest:
             return self._written.reaches(0)
 
     def _note(self, start: int, end: int, data: memoryview | None) -> None:
-        if self._journal is not None and data is not None:
-            entry = {"start": start, "end": end, "xxh3": xxhash.xxh3_64_hexdigest(data)}
-            lines.append(self._journal, [entry])
+        if data is not None:
+            self.hash_now(start, data)
+        proof = xxhash.xxh3_64_hexdigest(data) if self._journal is not None and data is not None else None
+        self.note_range(start, end, proof)
+
+    def note_range(self, start: int, end: int, proof: str | None) -> None:
+        """Count a range as written; with a proof (its XXH3), also in the journal."""
+        if self._journal is not None and proof is not None:
+            lines.append(self._journal, [{"start": start, "end": end, "xxh3": proof}])
         with self._lock:
             self._written.add(start, end)
         if self._hashing.acquire(blocking=False):  # else another thread is hashing, and commit does the rest
             try:
-                if data is not None and start == self._hashed:
-                    self._hash(data)
                 self._hash_written()
             finally:
                 self._hashing.release()
+
+    def hash_now(self, offset: int, data: memoryview) -> None:
+        """Hash bytes that were just written, if they are the next ones: they are in the processor's cache."""
+        if self._hashed == offset and self._hashing.acquire(blocking=False):
+            try:
+                if self._hashed == offset:
+                    self._hash(data)
+            finally:
+                self._hashing.release()
+
+    def give_up_range(self, start: int) -> None:
+        """Forget that a range was begun."""
+        with self._hashing, self._lock:
+            if self._hashed > max(start, self._written.reaches(start)):
+                self._spoiled = True
 
     # --- hashing -------------------------------------------------------------------------------------------
 
@@ -229,6 +269,8 @@ class Ingest:
         if missing:
             count = sum(gap.length for gap in missing)
             raise ContentError(f"{count} of {size} bytes are missing")
+        if self._spoiled:
+            raise ContentError("a range was given up after a part of it had been hashed")
         with self._hashing:
             self._hash_written()
             return Digest(self._hasher.hexdigest())
@@ -303,6 +345,69 @@ class Ingest:
                     self._note(start, end, data)
         finally:
             os.close(other)
+
+
+class RangeWriter:
+    """One range of an ingest, written in order by one thread. It has a descriptor of its own, so that a thread that
+    comes too late writes into the abandoned file and nowhere else.
+    """
+
+    def __init__(self, ingest: Ingest, fd: int, start: int, end: int) -> None:
+        self._ingest = ingest
+        self._fd = fd
+        self._start = start
+        self._at = start
+        self._end = end
+        self._proof = xxhash.xxh3_64()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write the next bytes.
+
+        Raises:
+            ContentError: more than the range holds.
+        """
+        view = memoryview(data).cast("B")
+        if self._at + len(view) > self._end:
+            raise ContentError(f"more bytes than the range from {self._start} to {self._end} holds")
+        disk.write_at(self._fd, view, self._at)
+        self._saw(view)
+
+    def copy_from(self, source: int, length: int) -> None:
+        """Copy the next bytes from the same place in another file, sharing its blocks where the disk can.
+
+        Raises:
+            EOFError: that file is shorter.
+        """
+        end = min(self._at + length, self._end)
+        disk.copy_range(source, self._fd, self._at, end - self._at)
+        buffer = memoryview(bytearray(min(_WINDOW, max(end - self._at, 1))))
+        while self._at < end:
+            count = os.preadv(self._fd, [buffer[: end - self._at]], self._at)
+            if not count:
+                raise EOFError("the copy was cut short")
+            self._saw(buffer[:count])
+
+    def _saw(self, view: memoryview) -> None:
+        self._proof.update(view)
+        self._ingest.hash_now(self._at, view)
+        self._at += len(view)
+
+    @property
+    def left(self) -> int:
+        """How many bytes are still to be written."""
+        return self._end - self._at
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os.close(self._fd)
+        if kind is not None or self.left:
+            self._ingest.give_up_range(self._start)
+        else:
+            self._ingest.note_range(self._start, self._end, self._proof.hexdigest())
+        if kind is None and self.left:
+            raise ContentError(f"{self.left} bytes of the range from {self._start} to {self._end} are missing")
 
 
 def _siblings(folder: Path) -> Iterator[Path]:
