@@ -72,6 +72,12 @@ class Staging:
         path = self.folder / f"{next(self._numbers)}.data"
         return Ingest(path, self._publisher, size=size, source=source, followers=followers, resume=resume)
 
+    def put(self, data: bytes) -> Digest:
+        """Store bytes in memory as a blob: what a small file needs, and no more."""
+        with self.ingest(len(data)) as ingest:
+            ingest.write(data)
+            return ingest.commit()
+
     def close(self) -> None:
         """Remove the folder, and those of dead processes that worked on the same."""
         self._claim.release()
@@ -188,6 +194,13 @@ class Ingest:
         """How many bytes are written, resumed ones included."""
         with self._lock:
             return self._written.total
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield all bytes in order, once all are written; a piece is valid until the next one is asked for."""
+        buffer, offset = memoryview(bytearray(_WINDOW)), 0
+        while count := os.preadv(self._fd, [buffer], offset):
+            yield buffer[:count]
+            offset += count
 
     def forget(self) -> None:
         """Drop everything written so far: the object has changed since."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from cas.errors import RemoteError
 from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath
 
@@ -32,13 +33,24 @@ class Listing:
 class Checksum:
     """A checksum that the origin declares of a whole object.
 
-    `kind` is crc32, crc32c, crc64nvme, sha1, sha256 or md5; `value` the raw bytes, big-endian. With `part_size`
-    it is composite: the checksum of the parts' checksums, one after the other.
+    `kind` is crc32, crc32c, crc64nvme, sha1, sha256 or md5; `value` the raw bytes, big-endian. With `parts` (the
+    sizes of the parts that the object was uploaded in) it is composite: the checksum of the parts' checksums, one
+    after the other.
     """
 
     kind: str
     value: bytes
-    part_size: int | None = None
+    parts: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value.hex()}{f'-{len(self.parts)}' if self.parts else ''}"
+
+
+class RangesIgnoredError(RemoteError):
+    """The server answers ranged requests with whole bodies: one stream has to read everything."""
+
+
+Piece: TypeAlias = bytes | memoryview
 
 
 class Remote(Protocol):
@@ -57,21 +69,33 @@ class Remote(Protocol):
 
         Raises:
             UnsafeNameError: a key that no relative path can be made of.
+            CheckpointNotFoundError: there is nothing.
         """
 
-    def read(self, file: RemoteFile, start: int, end: int) -> bytes | memoryview:
-        """Return exactly the bytes from `start` up to `end` of the version that was listed.
+    def read(self, file: RemoteFile, start: int, end: int) -> Iterator[Piece]:
+        """Yield exactly the bytes from `start` up to `end` of the version that was listed, in order, piece by piece.
+
+        A piece is valid until the next one is asked for. What was yielded is right even if an error follows.
 
         Raises:
             ChangedError: the object is another version now.
+            RangesIgnoredError: the server cannot read ranges.
             TransientRemoteError: the answer was short, or is worth another try otherwise.
         """
 
-    def stream(self, file: RemoteFile) -> Iterator[bytes | memoryview]:
-        """Yield all bytes of a file that has no validator, in order, from one read."""
+    def stream(self, file: RemoteFile) -> Iterator[Piece]:
+        """Yield all bytes of a file, in order, from one read: for files with no validator."""
 
-    def checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
-        """Return what the origin declares of the file's bytes; costs a request at most."""
+    def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
+        """Return checksums that the listing suggests, at no cost: a match proves the bytes, a mismatch nothing."""
+
+    def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
+        """Return what the origin declares of the file's bytes, for one or two requests.
+
+        Args:
+            file: a file of the listing.
+            thorough: ask for the size of every part that a composite checksum is of, not of the first one only.
+        """
 
     def local_path(self, file: RemoteFile) -> str | None:
         """The file's path on this host, for remotes that are folders."""

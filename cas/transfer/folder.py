@@ -1,0 +1,181 @@
+"""A folder of this host, or of a file system that it mounts, as a remote."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from cas.errors import (
+    ChangedError,
+    CheckpointNotFoundError,
+    ContentError,
+    NotAllowedError,
+    RemoteError,
+    TransientRemoteError,
+    UnsafeNameError,
+)
+from cas.index.identity import RemoteIdentity
+from cas.index.paths import RelativePath, check_tree
+from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
+
+_PIECE = 1 << 20  # bytes per read: stays in the processor's cache until it is hashed
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}  # as network file systems have them
+
+
+class FolderRemote:
+    """Everything below a folder. Symbolic links are followed as long as they stay below it.
+
+    `also` names other paths at which the same folder was looked for, for the message if it is not there.
+    """
+
+    def __init__(self, path: Path, *, also: tuple[Path, ...] = ()) -> None:
+        self.path = path.absolute()
+        self._also = also
+
+    @property
+    def url(self) -> str:
+        """`file:///…`."""
+        return "file://" + quote(os.fsencode(self.path))
+
+    def list(self) -> Listing:
+        """List all files, and all folders.
+
+        Raises:
+            CheckpointNotFoundError: there is no such folder.
+            UnsafeNameError: a name that cannot be kept, or a symbolic link that leads out.
+            ContentError: something that is neither a file nor a folder.
+        """
+        try:
+            root = self.path.resolve(strict=True)
+            files, directories = _Walk(root).run()
+        except OSError as error:
+            raise self._translate(error) from error
+        check_tree((file.path for file in files), directories)
+        return Listing(tuple(files), tuple(directories))
+
+    def _translate(self, error: OSError) -> Exception:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            places = " nor ".join(map(str, (self.path, *self._also)))
+            return CheckpointNotFoundError(f"there is no folder {places} on this host")
+        return _explain(error)
+
+    def read(self, file: RemoteFile, start: int, end: int) -> Iterator[Piece]:
+        """Yield the bytes of a range; see `Remote`."""
+        try:
+            fd = os.open(self.local_path(file), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise ChangedError(f"{self.local_path(file)} is gone since it was listed") from error
+        except OSError as error:
+            raise _explain(error) from error
+        try:
+            require_same(file, self.local_path(file), fd)
+            buffer = memoryview(bytearray(min(_PIECE, max(end - start, 1))))
+            while start < end:
+                count = os.preadv(fd, [buffer[: end - start]], start)
+                if not count:
+                    raise ChangedError(f"{self.local_path(file)} became shorter while it was read")
+                start += count
+                if start == end:
+                    require_same(file, self.local_path(file), fd)
+                yield buffer[:count]
+        except OSError as error:
+            raise _explain(error) from error
+        finally:
+            os.close(fd)
+
+    def stream(self, file: RemoteFile) -> Iterator[Piece]:
+        """Yield all bytes."""
+        return self.read(file, 0, file.size)
+
+    def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
+        """A folder suggests none."""
+        return ()
+
+    def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
+        """A folder declares none."""
+        return ()
+
+    def local_path(self, file: RemoteFile) -> str:
+        """The file's path on this host."""
+        return f"{self.path}/{file.path}"
+
+
+def require_same(file: RemoteFile, path: str, fd: int) -> None:
+    """Check that an open file is the one that was listed, unchanged.
+
+    Raises:
+        ChangedError: it is not.
+    """
+    if _identity(file.identity.url, os.fstat(fd)) != file.identity:
+        raise ChangedError(f"{path} was written to since it was listed")
+
+
+class _Walk:
+    """Reads a folder, the folders below it, and what symbolic links in it lead to."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._files: list[RemoteFile] = []
+        self._directories: list[RelativePath] = []
+
+    def run(self) -> tuple[list[RemoteFile], list[RelativePath]]:
+        if not self._root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._root))
+        self._folder(self._root, "", (_key(self._root.stat()),))
+        return self._files, self._directories
+
+    def _folder(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = RelativePath(prefix + entry.name)
+                path = self._inside(Path(entry.path), name) if entry.is_symlink() else Path(entry.path)
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    self._file(name, path, found)
+                elif not stat.S_ISDIR(found.st_mode):
+                    raise ContentError(f"{entry.path} is neither a file nor a folder ({_kind(found.st_mode)})")
+                elif _key(found) in above:
+                    raise UnsafeNameError(name, "a symbolic link to a folder above it")
+                else:
+                    self._directories.append(name)
+                    self._folder(path, f"{name}/", (*above, _key(found)))
+
+    def _inside(self, path: Path, name: RelativePath) -> Path:
+        try:
+            target = path.resolve(strict=True)
+        except FileNotFoundError as error:
+            raise ContentError(f"{path} is a symbolic link to nothing") from error
+        except (OSError, RuntimeError) as error:
+            raise ContentError(f"{path} is a symbolic link that leads nowhere: {error}") from error
+        if not target.is_relative_to(self._root):
+            raise UnsafeNameError(name, f"a symbolic link that leads out of {self._root}")
+        return target
+
+    def _file(self, name: RelativePath, path: Path, found: os.stat_result) -> None:
+        url = "file://" + quote(os.fsencode(path))
+        executable = bool(found.st_mode & stat.S_IXUSR)
+        self._files.append(RemoteFile(name, found.st_size, _identity(url, found), executable))
+
+
+def _identity(url: str, found: os.stat_result) -> RemoteIdentity:
+    return RemoteIdentity(url, found.st_size, version=str(found.st_ino), modified=found.st_mtime_ns)
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _explain(error: OSError) -> Exception:
+    line = f"cannot read {error.filename or 'a file'}: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotAllowedError(f"{line}; ask its owner for permission to read it")
+    return TransientRemoteError(line) if error.errno in _PASSING else RemoteError(line)

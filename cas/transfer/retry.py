@@ -1,0 +1,106 @@
+"""Trying again: a remote around a remote, with the same face."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from cas.errors import TransientRemoteError
+from cas.transfer.remote import Checksum, Listing, Piece, Remote, RemoteFile
+
+log = logging.getLogger("cas.transfer")
+
+T = TypeVar("T")
+
+ATTEMPTS = 6  # in a row without a byte of progress
+FIRST_PAUSE = 0.2  # seconds; doubled each time, with jitter
+LONGEST_PAUSE = 20.0  # seconds; a server that asks for more is not waited for longer
+
+
+class RetryingRemote:
+    """Tries again what is transient: only `TransientRemoteError` is.
+
+    A read goes on at the byte where it broke off. Setting `stop` ends all pauses and all trying.
+    """
+
+    def __init__(self, inner: Remote, *, stop: threading.Event | None = None, pause: float = FIRST_PAUSE) -> None:
+        self._inner = inner
+        self._stop = stop or threading.Event()
+        self._pause = pause
+
+    @property
+    def url(self) -> str:
+        """The inner remote's."""
+        return self._inner.url
+
+    def list(self) -> Listing:
+        """List; see `Remote`."""
+        return self._try(self._inner.list)
+
+    def read(self, file: RemoteFile, start: int, end: int) -> Iterator[Piece]:
+        """Yield a range; see `Remote`."""
+        failures = 0
+        while True:
+            try:
+                for piece in self._inner.read(file, start, end):
+                    start += len(piece)
+                    failures = 0
+                    yield piece
+                return
+            except TransientRemoteError as error:
+                failures += 1
+                self._wait(error, failures)
+
+    def stream(self, file: RemoteFile) -> Iterator[Piece]:
+        """Yield all bytes; tried again only as long as none was yielded: the next read may see other bytes."""
+        failures = 0
+        while True:
+            started = False
+            try:
+                for piece in self._inner.stream(file):
+                    started = True
+                    yield piece
+                return
+            except TransientRemoteError as error:
+                failures += 1
+                if started:
+                    raise
+                self._wait(error, failures)
+
+    def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
+        """The inner remote's: costs no request."""
+        return self._inner.likely_checksums(file)
+
+    def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
+        """Return declared checksums; see `Remote`."""
+        return self._try(lambda: self._inner.checksums(file, thorough=thorough))
+
+    def local_path(self, file: RemoteFile) -> str | None:
+        """The inner remote's."""
+        return self._inner.local_path(file)
+
+    def _try(self, request: Callable[[], T]) -> T:
+        failures = 0
+        while True:
+            try:
+                return request()
+            except TransientRemoteError as error:
+                failures += 1
+                self._wait(error, failures)
+
+    def _wait(self, error: TransientRemoteError, failures: int) -> None:
+        """Pause before the next attempt, or raise the error if there is to be none."""
+        if failures >= ATTEMPTS or self._stop.is_set():
+            raise error
+        pause = _pause(self._pause, failures, error.retry_after)
+        log.info("trying again in %.1f s: %s", pause, error)
+        if self._stop.wait(pause):
+            raise error
+
+
+def _pause(first: float, failures: int, asked: float | None) -> float:
+    wanted = first * 2.0 ** (failures - 1) * random.uniform(0.5, 1.5)
+    return min(max(wanted, asked or 0.0), LONGEST_PAUSE)
