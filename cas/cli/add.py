@@ -40,7 +40,7 @@ def register(groups: Any) -> None:
         what="add the checkpoint",
         usage="PATH... [OPTIONS]",
         example="$ add model/ --experiment 1 --trial 2 --steps 300 --metric accuracy=0.97 --metric loss=0.1\n"
-        "$ add run/ --trial 2 --steps 300 --metric loss=0.1 --searcher-metric loss --smaller-is-better yes\n"
+        "$ add run/ --experiment 1 --steps 300 --metric loss=0.1 --searcher-metric loss --smaller-is-better yes\n"
         "$ add checkpoints/*          # adopts folders named by UUID, as the older client left them",
         again="what was added whole is in the store; run the same command again to go on",
     )
@@ -88,12 +88,11 @@ def _add(path: Path, args: argparse.Namespace, chosen: Settings) -> dict[str, An
     from cas import checkpoint as library
 
     found = _left_by_older_client(path)
-    scope = (args.experiment, args.trial)
-    experiment, trial = scope if scope != (None, None) else (found.experiment, found.trial)
+    adopted = args.experiment is None and args.trial is None
     checkpoint = library.add(
         path,
-        experiment=experiment,
-        trial=trial,
+        experiment=found.experiment if adopted else args.experiment,
+        trial=found.trial if adopted else args.trial,
         steps=args.steps if args.steps is not None else found.steps,
         metrics=dict(args.metric) or None,
         searcher_metric=args.searcher_metric,
@@ -101,6 +100,7 @@ def _add(path: Path, args: argparse.Namespace, chosen: Settings) -> dict[str, An
         uuid=args.uuid or found.uuid,
         hparams=_joined(args.hparams) or found.hparams,
         metadata={**found.metadata, **_joined(args.metadata)} if args.metadata else None,
+        config=found.config if adopted else None,
         settings=chosen,
     )
     sizes = checkpoint.resources.values()
@@ -133,20 +133,28 @@ class _Found:
     trial: int | None = None
     steps: int | None = None
     hparams: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def _left_by_older_client(folder: Path) -> _Found:
     metadata = _read_object(folder / "metadata.json")
-    hparams = metadata.get("hparams")
+    experiment, hparams, config = (metadata.get(name) for name in ("experiment_id", "hparams", "experiment_config"))
+    belongs = _is_count(experiment)
     return _Found(
         uuid=_uuid_in_name(folder),
-        experiment=_count(metadata.get("experiment_id")),
-        trial=_count(metadata.get("trial_id")),
-        steps=_count(metadata.get("steps_completed")),
+        experiment=experiment if belongs else None,
+        trial=metadata["trial_id"] if belongs and _is_count(metadata.get("trial_id")) else None,
+        steps=metadata["steps_completed"] if _is_count(metadata.get("steps_completed")) else None,
         hparams=hparams if isinstance(hparams, dict) else None,
+        config=_without_storage(config) if belongs and isinstance(config, dict) else None,
         metadata=metadata,
     )
+
+
+def _without_storage(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the place where the files lay: what is added here is nobody's copy to fetch again."""
+    return {name: value for name, value in config.items() if name != "checkpoint_storage"}
 
 
 def _uuid_in_name(folder: Path) -> str | None:
@@ -167,5 +175,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

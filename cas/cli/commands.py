@@ -15,7 +15,7 @@ _DESCRIPTION = {
     "det": "The documented checkpoint commands of Determined, over the store of `cas` (`det` and `cas` do the same).",
 }
 _EXAMPLES = """\
-$ add model/ --trial 1 --steps 300 --metric accuracy=0.97
+$ add model/ --experiment 1 --trial 1 --steps 300 --metric accuracy=0.97
 $ trial download 1 --best
 $ -m https://master.example.org checkpoint download 46985143-af68-4d48-ab91-a6447052ca49
 $ ls

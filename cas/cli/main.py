@@ -43,7 +43,7 @@ def run(argv: list[str], program: str) -> int:
         sys.stdout.flush()
         return code or 0
     except SystemExit as error:  # --help and --version
-        return _end(error.code)
+        return _end(error.code, program)
     except KeyboardInterrupt:
         output.note(f"Interrupted; {args.again if args else 'nothing was done'}")
         return INTERRUPTED
@@ -88,7 +88,7 @@ def _explained(error: OSError) -> CasError | OSError:
     return translate(error, str(error.filename or "writing the output")) or error
 
 
-def _end(code: object) -> int:
+def _end(code: object, program: str) -> int:
     if isinstance(code, str):
         output.note(code)
     try:
@@ -96,6 +96,8 @@ def _end(code: object) -> int:
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
+    except OSError as error:
+        return _fail(_explained(error), None, program)
     return code if isinstance(code, int) else 0 if code is None else FAILED
 
 

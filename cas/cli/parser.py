@@ -202,6 +202,9 @@ def client(args: argparse.Namespace, **more: Any) -> Determined:
     """Return what answers queries: the master that is configured, else the catalog."""
     from cas.client import Determined
 
+    if args.master and args.registry:
+        message = "--master asks a master, --registry the catalog: give one of them"
+        raise WrongUsageError(args.parser.prog, message)
     return Determined(user=args.user, registry=args.registry, settings=settings(args, **more))
 
 

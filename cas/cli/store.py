@@ -45,6 +45,7 @@ def _register_ls(groups: Any) -> None:
     )
     parser.add_argument("--experiment", metavar="ID", type=number, help="only those of this experiment")
     parser.add_argument("--trial", metavar="ID", type=number, help="only those of this trial")
+    parser.add_argument("--all", action="store_true", help="deleted ones too")
     add_registry(parser)
     parser.add_argument("--json", action="store_true", help=_JSON)
 
@@ -62,7 +63,7 @@ def ls(args: argparse.Namespace) -> None:
     rows += [
         _unlisted(one) for uuid, one in used.items() if uuid not in told and args.registry in (None, *one.registries)
     ]
-    rows = [row for row in rows if _wanted(row, args)]
+    rows = [row for row in rows if _is_wanted(row, args)]
     if args.json:
         output.say_json(checkpoints=rows)
         return
@@ -101,7 +102,9 @@ def _here(used: CheckpointUsage | None) -> str:
     return "part" if used.missing else "yes"
 
 
-def _wanted(row: dict[str, Any], args: argparse.Namespace) -> bool:
+def _is_wanted(row: dict[str, Any], args: argparse.Namespace) -> bool:
+    if row["state"] == "DELETED" and row["here"] == "no" and not args.all:
+        return False
     return args.experiment in (None, row["experiment"]) and args.trial in (None, row["trial"])
 
 

@@ -1,0 +1,144 @@
+"""`doctor`, and where settings come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from cli import SCRIPTS, Shell
+
+from cas.config import Settings
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(tmp_path)
+
+
+def found(shell: Shell, *words: str, code: int = 0) -> dict:
+    ended = shell.run(*words, "doctor", "--json")
+    assert (ended.code, ended.err) == (code, "")
+    return json.loads(ended.out)
+
+
+def setting(shell: Shell, name: str, *words: str, code: int = 0) -> tuple:
+    (one,) = [one for one in found(shell, *words, code=code)["settings"] if one["name"] == name]
+    return one["value"], one["source"]
+
+
+def test_every_setting_is_there_with_its_meaning(shell):
+    text = shell.run("doctor").ok.out
+
+    for one in fields(Settings):
+        assert f"\n{one.name} " in text
+        assert one.metadata["doc"] in text
+
+
+def test_each_setting_says_where_it_comes_from(shell):
+    shell.variables |= {"DET_MASTER_ADDR": "addr:1", "CAS_CONCURRENCY": "3"}
+    config = shell.folder / "user" / "config" / "cas" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("concurrency = 9\ntimeout = 5\n")
+
+    assert setting(shell, "home") == (str(shell.home), "CAS_HOME")
+    assert setting(shell, "home", "--home", "/x/y") == ("/x/y", "argument")
+    assert setting(shell, "concurrency") == ("3", "CAS_CONCURRENCY")
+    assert setting(shell, "timeout") == ("5.0", f"timeout in {config}")
+    assert setting(shell, "verify") == ("default", "default")
+    assert setting(shell, "master") == ("addr:1", "DET_MASTER_ADDR")
+    shell.variables["DET_MASTER"] = "http://m"
+    assert setting(shell, "master") == ("http://m", "DET_MASTER")
+    shell.variables["CAS_MASTER"] = "http://c"
+    assert setting(shell, "master") == ("http://c", "CAS_MASTER")
+    assert setting(shell, "master", "-m", "http://a") == ("http://a", "argument")
+    assert setting(shell, "offline", "--offline") == ("True", "argument")
+
+
+def test_a_password_in_the_address_of_a_master_is_not_shown(shell):
+    assert setting(shell, "master", "-m", "https://me:secret@m:1/x") == ("https://m:1/x", "argument")
+
+
+def test_wrong_settings_are_said_with_their_remedy(shell):
+    shell.variables |= {"CAS_LINK": "glue", "CAS_TIMEOUT": "soon"}
+
+    ended = shell.run("doctor")
+
+    assert (ended.code, ended.err) == (1, "")
+    assert "!! CAS_LINK: 'glue' must be one of auto, reflink" in ended.out
+    assert "!! CAS_TIMEOUT: 'soon' " in ended.out
+
+
+def test_a_broken_configuration_file_is_said(shell):
+    config = shell.folder / "config.toml"
+    config.write_text("colour = 3\n")
+    shell.variables["CAS_CONFIG"] = str(config)
+
+    ended = shell.run("doctor")
+
+    assert ended.code == 1
+    assert f"!! {config}: no setting is called 'colour'" in ended.out
+
+
+def test_the_disk_of_the_home_is_probed_without_making_a_store(shell):
+    home = found(shell)["home"]
+
+    assert (home["path"], home["exists"], home["writable"]) == (str(shell.home), False, True)
+    assert home["locks"] is True and home["hard_links"] is True
+    assert home["free"] > 0
+    assert not shell.home.exists()
+
+
+def test_a_home_that_is_no_folder_is_said(shell):
+    shell.home.write_text("")
+
+    findings = found(shell, code=1)["findings"]
+
+    assert {
+        "message": f"the home {shell.home} is no folder",
+        "remedy": "set CAS_HOME to one",
+        "serious": True,
+    } in findings
+
+
+def test_the_det_on_the_path_is_ours_or_not(shell):
+    shell.variables["PATH"] = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    assert found(shell)["det"] == {"path": str(SCRIPTS / "det"), "ours": True}
+
+    other = shell.folder / "bin" / "det"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\nexit 5\n")
+    other.chmod(0o755)
+    shell.variables["PATH"] = f"{other.parent}{os.pathsep}{shell.variables['PATH']}"
+    assert found(shell)["det"] == {"path": str(other), "ours": False}
+    assert f"`det` is another program: {other}; remedy: `cas` takes the same words" in shell.run("doctor").ok.out
+
+
+def test_another_module_cas_is_found(shell):
+    other = shell.folder / "site"
+    metadata = other / "python_cas-1.6.0.dist-info"
+    metadata.mkdir(parents=True)
+    (other / "cas.py").write_text("")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: python-cas\nVersion: 1.6.0\n")
+    shell.variables["PYTHONPATH"] = f"{shell.environment['PYTHONPATH']}{os.pathsep}{other}"
+
+    module = found(shell)["module"]
+
+    assert (module["python_cas"], module["other_files"]) == ("1.6.0", [str(other / "cas.py")])
+    assert "another module `cas` is here too (python-cas 1.6.0)" in shell.run("doctor").ok.out
+
+
+def test_extras_are_listed_without_importing_them(shell):
+    code = (
+        "import sys; from cas.cli import main; main.run(['doctor', '--json'], 'cas')\n"
+        "print([name for name in ('torch', 'tensorflow', 'obstore') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=shell.environment, capture_output=True, text=True)
+
+    assert done.stderr == "[]\n"
+    extras = json.loads(done.stdout)["extras"]
+    assert set(extras) == {"s3", "torch", "tensorflow"}
+    assert set(extras["s3"]) == {"obstore", "botocore", "awscrt"}

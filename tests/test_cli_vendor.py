@@ -1,0 +1,69 @@
+"""`det` with words that ours does not have."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from cli import Shell
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(tmp_path)
+
+
+def install_vendor(shell: Shell, main: str) -> None:
+    """Put a small stand-in for the vendor's package on the path: it is a separate program, run for real."""
+    package = shell.folder / "vendor" / "determined" / "cli"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text(f"import sys\n\n\ndef main(args=sys.argv[1:]):\n    {main}\n")
+    shell.variables["PYTHONPATH"] = f"{shell.folder / 'vendor'}{os.pathsep}{shell.environment['PYTHONPATH']}"
+
+
+@pytest.mark.parametrize("words", [("user", "login", "me"), ("-m", "http://h", "trial", "kill", "7"), ("e", "list")])
+def test_words_of_the_vendor_are_handed_over_as_they_are(shell, words):
+    install_vendor(shell, "print(sys.argv, list(args)); sys.exit(5)")
+
+    ended = shell.run(*words, program="det")
+
+    assert (ended.code, ended.err) == (5, "")
+    assert ended.out == f"{['det', *words]} {list(words)}\n"
+
+
+def test_the_vendors_own_success_and_message_are_kept(shell):
+    install_vendor(shell, "return None")
+    assert shell.run("version", program="det").ok.out == ""
+
+    (shell.folder / "vendor/determined/cli/__main__.py").write_text("def main():\n    raise SystemExit('no master')\n")
+    ended = shell.run("version", program="det")
+    assert (ended.code, ended.line) == (1, "no master")
+
+
+def test_documented_words_are_ours_even_if_the_vendor_is_installed(shell):
+    install_vendor(shell, "sys.exit(5)")
+
+    ended = shell.run("trial", "download", "--best", program="det")
+
+    assert ended.code == 2
+    assert "det trial download <trial_id> --best" in ended.line
+
+
+def test_without_the_vendor_one_line_says_what_ours_does(shell):
+    ended = shell.run("trial", "kill", "7", program="det")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.line == (
+        "det: this det does trial download, checkpoint download, checkpoint describe, and what `cas` does; for"
+        " `det trial kill` install the vendor's package, determined; see det --help"
+    )
+
+
+def test_cas_never_hands_over(shell):
+    install_vendor(shell, "sys.exit(5)")
+
+    ended = shell.run("user", "login")
+
+    assert (ended.code, ended.line) == (2, "cas: no command is called 'user'; see cas --help")
