@@ -76,25 +76,32 @@ class Facts:
         self._group = _Group(os.getpid())
 
     def add_blob(self, fact: BlobFact, *, durable: bool = False) -> None:
-        """Record a fact about a blob."""
-        self.add([fact.to_json()], durable=durable)
+        """Record a fact about a blob; with others of an open group, if it need not be durable."""
+        if durable:
+            self.add([fact.to_json()], durable=True)
+        else:
+            self._add_soon(fact.to_json())
 
     def add(self, payloads: list[dict[str, Any]], *, durable: bool = False) -> None:
-        """Append facts with one write; at once, unless a group is open and they need not be durable."""
-        if not durable and (group := self._here()).depth:
-            with group.lock:
-                group.waiting.extend(payloads)
-            if len(group.waiting) >= GROUP:
-                self.flush()
-            return
+        """Append facts with one write."""
         path = self._layout.facts
         lines.append(path, payloads, durable=durable)
         if durable:
             disk.sync_names(path.parent, self._layout.root)
 
+    def _add_soon(self, payload: dict[str, Any]) -> None:
+        group = self._here()
+        if not group.depth:
+            self.add([payload])
+            return
+        with group.lock:
+            group.waiting.append(payload)
+        if len(group.waiting) >= GROUP:
+            self.flush()
+
     @contextlib.contextmanager
     def grouped(self) -> Iterator[None]:
-        """Within, facts of all threads wait for each other and are appended many at a time."""
+        """Within, facts about blobs and origins (of all threads) are appended many at a time."""
         group = self._here()
         with group.lock:
             group.depth += 1
@@ -146,7 +153,7 @@ class Facts:
     def add_origin(self, identity: RemoteIdentity, digest: Digest, proof: str) -> None:
         """Record which digest the bytes of a remote identity have, and what proved it."""
         payload = {"kind": "origin", "key": identity.key, "digest": str(digest), "proof": proof, "at": disk.now()}
-        self.add([payload])
+        self._add_soon(payload)
 
     def target(self, path: Path) -> dict[str, Any] | None:
         """Return what was last written about a download target, named by its absolute path."""
