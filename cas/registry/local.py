@@ -19,7 +19,7 @@ from cas.registry.records import (
     TrialRecord,
     canonical_uuid,
 )
-from cas.registry.values import is_name, plain
+from cas.registry.values import is_name, is_whole, plain
 
 __all__ = ["LOCAL", "record_local", "record_removed"]
 

@@ -1,0 +1,279 @@
+"""Best, latest, top n: equal to a plain, independent definition, whatever the records are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cas.errors import NotFoundError, UsageError
+from cas.registry import select
+from cas.registry.records import CheckpointRecord, State
+from cas.registry.select import CheckpointSortBy, OrderBy
+
+_numbers = count(1)
+
+
+def uuid(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012x}"
+
+
+def made(number: int | None = None, **values: Any) -> CheckpointRecord:
+    config = {"searcher": {"metric": "loss", "smaller_is_better": True}}
+    first = next(_numbers) if number is None else number
+    return CheckpointRecord(**({"registry": "r", "uuid": uuid(first), "experiment_config": config} | values))
+
+
+# --- the independent definition --------------------------------------------------------------------------------
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+
+
+def moment(text: str | None) -> float:
+    """Microseconds since START: the tests' times have no more digits than that."""
+    assert text is not None
+    padded = text if "." in text else text.replace("Z", ".0Z")
+    return round(
+        (datetime.strptime(padded, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) - START) / timedelta(microseconds=1)
+    )
+
+
+def beats(a: CheckpointRecord, b: CheckpointRecord, metric: str, smaller: bool) -> bool:
+    x, y = a.validation_metrics[metric], b.validation_metrics[metric]  # type: ignore[index]
+    if x != y:
+        return (x < y) if smaller else (x > y)
+    if moment(a.report_time) != moment(b.report_time):
+        return moment(a.report_time) < moment(b.report_time)
+    return a.uuid < b.uuid
+
+
+def able(record: CheckpointRecord, metric: str) -> bool:
+    metrics: Mapping[str, Any] = record.validation_metrics or {}
+    value = metrics.get(metric)
+    return record.state == "COMPLETED" and type(value) in (int, float) and abs(value) < math.inf
+
+
+times = st.sampled_from(
+    ["2024-03-01T13:00:37.250Z", "2024-03-01T13:00:37Z", "2024-03-01T13:00:37.250001Z", "2024-03-01T14:00:20Z"]
+)
+values = st.one_of(
+    st.integers(-2, 2),
+    st.floats(),
+    st.sampled_from(["NaN", "Infinity", "-Infinity", "1.0", "", True, False, None, [1], {"a": 1}, 10**20]),
+)
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> list[CheckpointRecord]:
+    smaller = draw(st.sampled_from([True, False, None]))
+    searcher: dict[str, Any] = {"metric": "loss"} | ({} if smaller is None else {"smaller_is_better": smaller})
+    ids = draw(st.lists(st.integers(0, 60), unique=True, max_size=12))
+    return [
+        made(
+            id,
+            state=draw(st.sampled_from([State.COMPLETED, State.COMPLETED, *State])),
+            trial_id=draw(st.integers(1, 3)),
+            steps_completed=draw(st.none() | st.integers(0, 3)),
+            report_time=draw(times),
+            validation_metrics=draw(st.none() | st.dictionaries(st.sampled_from(["loss", "acc"]), values)),
+            experiment_config={"searcher": searcher},
+        )
+        for id in ids
+    ]
+
+
+@given(
+    lists(),
+    st.sampled_from([(None, None), (None, True), ("loss", None), ("acc", True), ("acc", False), ("loss", False)]),
+)
+def test_best_and_top_n_are_the_plain_definition(
+    records: list[CheckpointRecord], question: tuple[str | None, bool | None]
+) -> None:
+    sort_by, direction = question
+    metric = sort_by or "loss"
+    candidates = [record for record in records if able(record, metric)]
+    if not candidates:
+        with pytest.raises(NotFoundError):
+            select.best(records, sort_by=sort_by, smaller_is_better=direction)
+        return
+    smaller = direction
+    if smaller is None:
+        smaller = records[0].experiment_config["searcher"].get("smaller_is_better", True)
+    unbeaten = [a for a in candidates if not any(beats(b, a, metric, smaller) for b in candidates)]
+    assert [select.best(records, sort_by=sort_by, smaller_is_better=direction)] == unbeaten
+
+    ranks = {a.uuid: sum(beats(b, a, metric, smaller) for b in candidates) for a in candidates}
+    top = select.top_n(records, 3, sort_by=sort_by, smaller_is_better=direction)
+    assert [ranks[one.uuid] for one in top] == list(range(min(3, len(candidates))))
+
+    each = select.top_n(records, 99, sort_by=sort_by, smaller_is_better=direction, one_per_trial=True)
+    of_trials = {t: [a for a in candidates if a.trial_id == t] for t in (1, 2, 3)}
+    expected = [min(some, key=lambda a: ranks[a.uuid]) for some in of_trials.values() if some]
+    assert each == sorted(expected, key=lambda a: ranks[a.uuid])
+
+
+@given(lists())
+def test_latest_is_the_plain_definition(records: list[CheckpointRecord]) -> None:
+    completed = [record for record in records if record.state == "COMPLETED"]
+    if not completed:
+        with pytest.raises(NotFoundError):
+            select.latest(records)
+        return
+    most = max(-1 if one.steps_completed is None else one.steps_completed for one in completed)
+    among = [one for one in completed if (-1 if one.steps_completed is None else one.steps_completed) == most]
+    last = max(moment(one.report_time) for one in among)
+    assert select.latest(records) == min(
+        (one for one in among if moment(one.report_time) == last), key=lambda one: one.uuid
+    )
+
+
+@given(lists(), st.randoms())
+def test_the_order_of_the_list_does_not_matter(records: list[CheckpointRecord], random: Any) -> None:
+    shuffled = list(records)
+    random.shuffle(shuffled)
+
+    def answers(some: list[CheckpointRecord]) -> list[object]:
+        found: list[object] = []
+        for question in (select.best, select.latest, select.in_order):
+            try:
+                found.append(question(some))
+            except NotFoundError as error:
+                found.append(str(error))
+        return found
+
+    assert answers(records) == answers(shuffled)
+
+
+# --- examples ----------------------------------------------------------------------------------------------------
+
+
+def test_the_direction_comes_from_the_configuration() -> None:
+    config = {"searcher": {"metric": "acc", "smaller_is_better": False}}
+    records = [made(n, validation_metrics={"acc": n}, experiment_config=config) for n in (1, 3, 2)]
+    assert select.best(records).uuid == uuid(3)
+    assert select.best(records, smaller_is_better=True).uuid == uuid(1)
+
+
+def test_an_absent_direction_of_the_searcher_metric_is_smaller() -> None:
+    config = {"searcher": {"metric": "loss"}}
+    records = [made(n, validation_metrics={"loss": n}, experiment_config=config) for n in (2, 1, 3)]
+    assert select.best(records, sort_by="loss").uuid == uuid(1)
+
+
+def test_another_metric_with_no_direction_is_refused_with_both_spellings() -> None:
+    with pytest.raises(UsageError) as caught:
+        select.best([made(validation_metrics={"acc": 1})], sort_by="acc", of="experiment 7")
+    for part in (
+        "smaller_is_better=True",
+        "smaller_is_better=False",
+        "--smaller-is-better true",
+        "'loss'",
+        "experiment 7",
+    ):
+        assert part in str(caught.value)
+
+
+def test_no_searcher_metric_and_no_sort_by_is_refused_and_the_metrics_are_named() -> None:
+    records = [made(experiment_config={}, validation_metrics={"acc": 1, "f1": 2})]
+    with pytest.raises(UsageError, match="acc, f1"):
+        select.best(records)
+    assert select.best(records, sort_by="f1", smaller_is_better=False) == records[0]
+
+
+def test_why_none_is_left_is_said() -> None:
+    records = [
+        made(state=State.DELETED, validation_metrics={"loss": 1}),
+        made(state=State.DELETED, validation_metrics={"loss": 1}),
+        made(state=State.ERROR, validation_metrics={"loss": 1}),
+        made(validation_metrics=None),
+        made(validation_metrics={"acc": 1}),
+        made(validation_metrics={"loss": "NaN"}),
+    ]
+    with pytest.raises(NotFoundError) as caught:
+        select.best(records, of="experiment 7")
+    text = str(caught.value)
+    for part in (
+        "6 checkpoints of experiment 7",
+        "2 are DELETED",
+        "1 is ERROR",
+        "2 lack the metric",
+        "1 has it as",
+        "acc",
+    ):
+        assert part in text
+    with pytest.raises(NotFoundError, match="experiment 7 has no checkpoints"):
+        select.best([], of="experiment 7")
+    with pytest.raises(NotFoundError, match="2 are DELETED"):
+        select.latest(records[:2])
+
+
+def test_numbers_that_no_float_can_hold_never_win_and_never_crash() -> None:
+    records = [made(1, validation_metrics={"loss": -(10**400)}), made(2, validation_metrics={"loss": 5})]
+    assert select.best(records).uuid == uuid(2)
+
+
+def test_nanoseconds_decide_ties() -> None:
+    older = made(9, validation_metrics={"loss": 1}, report_time="2024-03-01T13:42:39.969136001Z")
+    newer = made(1, validation_metrics={"loss": 1}, report_time="2024-03-01T13:42:39.969136002Z")
+    unknown = made(0, validation_metrics={"loss": 1}, report_time="soon")
+    assert select.best([newer, unknown, older]) == older
+    assert select.latest([newer, unknown, older]) == newer
+
+
+def test_report_times_with_offsets_are_compared_as_moments() -> None:
+    assert select.report_time(made(report_time="2024-03-01T15:00:00+02:00")) == select.report_time(
+        made(report_time="2024-03-01T13:00:00Z")
+    )
+    for odd in ("2024-13-01T00:00:00Z", "", "now", "0001-01-01T00:00:00+23:59"):
+        select.report_time(made(report_time=odd))
+
+
+def test_by_uuid_takes_every_form() -> None:
+    wanted = made(5)
+    assert select.by_uuid([made(4), wanted], uuid(5).replace("-", "").upper()) == wanted
+    with pytest.raises(NotFoundError, match="trial 3 has no checkpoint"):
+        select.by_uuid([made(4)], uuid(5), of="trial 3")
+    with pytest.raises(UsageError):
+        select.by_uuid([made(4)], "five")
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "3", None])
+def test_a_limit_is_a_number_of_checkpoints(limit: Any) -> None:
+    with pytest.raises(UsageError, match="1 or more"):
+        select.top_n([made(validation_metrics={"loss": 1})], limit)
+
+
+@pytest.mark.parametrize("direction", ["true", 2, "", []])
+def test_a_direction_is_a_boolean(direction: Any) -> None:
+    with pytest.raises(UsageError, match="True or False"):
+        select.best([made(validation_metrics={"loss": 1})], smaller_is_better=direction)
+
+
+def test_lists_put_what_lacks_the_value_last_in_both_directions() -> None:
+    records = [
+        made(1, trial_id=2, steps_completed=5, validation_metrics={"loss": 3}),
+        made(2, trial_id=1, steps_completed=None, validation_metrics=None),
+        made(3, trial_id=1, steps_completed=9, validation_metrics={"loss": 1}),
+    ]
+
+    def order(sort_by: Any, order_by: Any, limit: int | None = None) -> list[int]:
+        found = select.in_order(records, sort_by=sort_by, order_by=order_by, limit=limit)
+        return [int(one.uuid[-1]) for one in found]
+
+    assert order(None, None) == [2, 3, 1]
+    assert order("loss", "asc") == [3, 1, 2]
+    assert order("loss", OrderBy.DESC) == [1, 3, 2]
+    assert order(CheckpointSortBy.SEARCHER_METRIC, "ORDER_BY_DESC") == [1, 3, 2]
+    assert order(CheckpointSortBy.BATCH_NUMBER, OrderBy.DESC) == [3, 1, 2]
+    assert order(CheckpointSortBy.UUID, OrderBy.DESC, 2) == [3, 2]
+    assert order(CheckpointSortBy.TRIAL_ID, OrderBy.DESC) == [1, 2, 3]
+    with pytest.raises(UsageError, match="go together"):
+        order("loss", None)
+    with pytest.raises(UsageError, match="ASC or DESC"):
+        order("loss", "up")
