@@ -103,6 +103,9 @@ class FolderRemote:
         """The file's path on this host."""
         return f"{self.path}/{file.path}"
 
+    def recipe(self) -> None:
+        """None: a folder is read after a fork as before it."""
+
 
 def require_same(file: RemoteFile, path: str, fd: int) -> None:
     """Check that an open file is the one that was listed, unchanged.

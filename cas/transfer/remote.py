@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from cas.errors import RemoteError
 from cas.index.identity import RemoteIdentity
@@ -99,3 +99,9 @@ class Remote(Protocol):
 
     def local_path(self, file: RemoteFile) -> str | None:
         """The file's path on this host, for remotes that are folders."""
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """Return what another process makes the same remote of, credentials included: for a pipe, nowhere else.
+
+        None if this remote works in a forked child as it is.
+        """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from cas.errors import TransientRemoteError
 from cas.transfer.remote import Checksum, Listing, Piece, Remote, RemoteFile
@@ -81,6 +81,10 @@ class RetryingRemote:
     def local_path(self, file: RemoteFile) -> str | None:
         """The inner remote's."""
         return self._inner.local_path(file)
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """The inner remote's."""
+        return self._inner.recipe()
 
     def _try(self, request: Callable[[], T]) -> T:
         failures = 0

@@ -1,0 +1,83 @@
+"""Who we are for S3, and where it is: botocore's chain.
+
+(The environment, profiles, SSO, web identity, containers, and last the instance's metadata service.)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cached_property
+from typing import Any
+
+from cas.errors import NotAllowedError
+from cas.transfer.s3http import Credentials
+
+METADATA_SECONDS = 1  # the instance's metadata service is asked last, once: on a laptop nobody answers
+_HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or access_key and secret_key of the storage"
+
+
+class Account:
+    """The user's AWS configuration; explicit keys go before what it says. Safe for threads."""
+
+    def __init__(self, explicit: Credentials | None = None) -> None:
+        self.explicit = explicit
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _session(self) -> Any:
+        from botocore.session import Session
+
+        session = Session()
+        session.set_config_variable("metadata_service_timeout", METADATA_SECONDS)
+        session.set_config_variable("metadata_service_num_attempts", 1)
+        return session
+
+    def credentials(self) -> Credentials:
+        """Return the keys to sign with now; they are renewed when they run out.
+
+        Raises:
+            NotAllowedError: there are none.
+        """
+        if self.explicit is not None:
+            return self.explicit
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            with self._lock:
+                found = self._session.get_credentials()
+                frozen = found.get_frozen_credentials() if found is not None else None
+        except BotoCoreError as error:
+            raise NotAllowedError(f"no S3 credentials: {error}; {_HINT}") from error
+        if frozen is None or not frozen.access_key:
+            raise NotAllowedError(f"no S3 credentials were found; {_HINT}")
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def region(self) -> str | None:
+        """Return the region that the environment or the profile names."""
+        named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return named or self._configured("region")
+
+    def endpoint(self) -> str | None:
+        """Return the endpoint for S3 that the environment or the profile names."""
+        from botocore.configprovider import ConfiguredEndpointProvider
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            scoped = self._session.get_scoped_config()
+            found = ConfiguredEndpointProvider(self._session.full_config, scoped, "s3").provide()
+        except BotoCoreError as error:
+            raise NotAllowedError(f"cannot read the AWS configuration: {error}") from error
+        return found or None
+
+    def ca_bundle(self) -> str | None:
+        """Return the file of certificates that the environment or the profile names."""
+        return os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or self._configured("ca_bundle")
+
+    def _configured(self, name: str) -> str | None:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return self._session.get_config_variable(name) or None
+        except BotoCoreError as error:
+            raise NotAllowedError(f"cannot read the AWS configuration: {error}; {_HINT}") from error
