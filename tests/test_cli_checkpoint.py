@@ -68,8 +68,8 @@ def test_describe_as_json(shell):
     assert file["digest"].startswith("blake3:")
 
 
-def test_a_registry_that_does_not_know_it_is_not_found(shell):
-    ended = shell.run("checkpoint", "describe", UUID, "--registry", "http://other:8080")
+def test_an_unknown_checkpoint_is_not_found(shell):
+    ended = shell.run("checkpoint", "describe", UUID.replace("4", "5"))
 
     assert ended.code == 3
     assert ended.line.startswith("Failed to describe the checkpoint: ")

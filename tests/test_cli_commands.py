@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 
 import pytest
 
-from cas.cli.commands import build, find_words
+from cas.cli.commands import build, find_words, parse
 
 PARSER, NAMES = build("cas")
 
@@ -29,6 +31,16 @@ def test_every_help_ends_with_an_example(parser):
     for action in parser._actions:
         children = isinstance(action, argparse._SubParsersAction)
         assert children or action.help, f"{parser.prog}: {action.option_strings or action.dest} is not explained"
+
+
+@pytest.mark.parametrize("program", ["cas", "det"])
+def test_every_example_is_a_right_command(program):
+    lines = [line for parser in parsers(build(program)[0]) for line in parser.epilog.splitlines()[1:]]
+    commands = [re.search(rf"(?<![/\w]){program} ([^#)]*)", line)[1] for line in lines]
+
+    assert len(commands) > 20
+    for command in commands:
+        assert parse(shlex.split(command), program).run
 
 
 def test_the_documented_commands_are_there_with_their_aliases():

@@ -186,23 +186,21 @@ def test_a_broken_setting_is_one_line(shell):
 def test_an_unexpected_error_is_one_line_unless_more_is_asked_for(shell):
     broken = shell.folder / "broken"
     broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "import cas.cli.store as store\ndef ls(args):\n    return {}['nothing']\nstore.ls = ls\n"
-    )
+    (broken / "tabulate.py").write_text("raise KeyError('nothing')\n")  # an installation that is damaged
     shell.variables["PYTHONPATH"] = f"{broken}{os.pathsep}{shell.environment['PYTHONPATH']}"
 
-    quiet = shell.run("ls")
+    quiet = shell.run("doctor")
     assert quiet.code == 1
     assert quiet.line == (
-        "Failed to list checkpoints: unexpected KeyError: 'nothing'; this is a defect in cas: `cas -v …` shows"
+        "Failed to examine this machine: unexpected KeyError: 'nothing'; this is a defect in cas: `cas -v …` shows"
         " where, please report it"
     )
 
-    shown = shell.run("ls", "-v")
+    shown = shell.run("doctor", "-v")
     assert shown.code == 1
     assert "Traceback" in shown.err and shown.err.endswith("unexpected KeyError: 'nothing'\n")
     shell.variables["CAS_LOG_LEVEL"] = "debug"
-    assert "Traceback" in shell.run("ls").err
+    assert "Traceback" in shell.run("doctor").err
 
 
 def test_debug_shows_where_an_expected_error_comes_from(shell):

@@ -156,3 +156,14 @@ def test_options_of_every_command_count_before_and_after(trained):
     assert before.code == after.code == 3
     assert (trained.folder / "elsewhere").is_dir()
     assert trained.run("trial", "download", "1", "--best", "-q", "--home", str(trained.home)).ok
+
+
+def test_a_registry_can_be_named(trained):
+    assert trained.run("trial", "download", "1", "--best", "-q", "--registry", "local").ok
+    assert trained.run("trial", "download", "1", "--best", "--registry", "http://other:8080").code == 3
+    both = trained.run("-m", "http://127.0.0.1:9", "trial", "download", "1", "--best", "--registry", "local")
+    assert (both.code, both.line) == (
+        2,
+        "cas trial download: --master asks a master, --registry the catalog: give one of them"
+        "; see cas trial download --help",
+    )

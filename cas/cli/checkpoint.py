@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import LINKS, Parser, add_command, add_group, add_registry, checkpoint_uuid, client, missing
+from cas.cli.parser import LINKS, Parser, add_command, add_group, checkpoint_uuid, client, missing
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
@@ -43,7 +43,6 @@ def register(groups: Any) -> None:
     )
     parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_registry(parser)
 
 
 def add_download_options(parser: Parser) -> None:
@@ -53,7 +52,6 @@ def add_download_options(parser: Parser) -> None:
     parser.add_argument("--link", choices=LINKS, help=how)
     parser.add_argument("-q", "--quiet", action="store_true", help="print only the path")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_registry(parser)
 
 
 def download(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cas import __version__
 from cas.cli import add, checkpoint, doctor, store, trial
 from cas.cli.parser import AGAIN, Parser, WrongUsageError, add_common, examples
 
@@ -80,11 +81,14 @@ def build(program: str) -> tuple[Parser, dict[str, tuple[str, ...]]]:
         description=_DESCRIPTION[program],
         epilog=examples(_EXAMPLES, program),
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    version = f"{program} (checkpoint-cas) {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     add_common(parser, after=False)
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser, prog=program)
     for module in (trial, checkpoint, add, store, doctor):
         module.register(groups)
+    for command in _leaves(parser):
+        add_common(command, after=True)
     return parser, _names(parser)
 
 
@@ -103,6 +107,12 @@ def find_words(argv: Sequence[str], names: dict[str, tuple[str, ...]]) -> Words:
 
 def _names(parser: argparse.ArgumentParser) -> dict[str, tuple[str, ...]]:
     return {name: tuple(_choices(command)) for name, command in _choices(parser).items()}
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return the parsers of all commands that do something."""
+    children = dict.fromkeys(_choices(parser).values())  # aliases name the same parser again
+    return [leaf for child in children for leaf in _leaves(child)] if children else [parser]
 
 
 def _choices(parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -127,13 +137,3 @@ def _unknown_command(words: Words, names: dict[str, tuple[str, ...]], program: s
     close = difflib.get_close_matches(word, known, n=1)
     guess = f"; did you mean `{' '.join([program, *group, *close])}`?" if close else ""
     return WrongUsageError(" ".join([program, *group]), f"no command is called {word!r:.40}{guess}")
-
-
-class _Version(argparse.Action):
-    """Prints the version; it is looked up only then, because that is slow."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f"{parser.prog} (checkpoint-cas) {version('checkpoint-cas')}")
-        parser.exit()

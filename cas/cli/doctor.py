@@ -82,7 +82,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def _own_versions() -> dict[str, str]:
-    return {"checkpoint-cas": _version("checkpoint-cas") or "?", "python": platform.python_version()}
+    from cas import __version__
+
+    return {"checkpoint-cas": __version__, "python": platform.python_version()}
 
 
 def _version(distribution: str) -> str | None:

@@ -86,13 +86,12 @@ def add_command(
         epilog=examples(example, groups._prog_prefix.split()[0]),
     )
     parser.set_defaults(run=run, what=what, again=again, parser=parser)
-    add_common(parser, after=True)
     return parser
 
 
 def examples(text: str, program: str) -> str:
-    """Return the end of a help text: examples, each with the name of the program in place of `$`."""
-    lines = [f"  {line}" for line in text.replace("$", program).splitlines()]
+    """Return the end of a help text: examples, with the name of the program in place of `$ `."""
+    lines = [f"  {line}" for line in text.replace("$ ", f"{program} ").splitlines()]
     return "\n".join(["examples:" if len(lines) > 1 else "example:", *lines])
 
 
@@ -189,23 +188,23 @@ def add_registry(parser: argparse._ActionsContainer) -> None:
 # --- from arguments to the library -------------------------------------------------------------------------------
 
 
-def settings(args: argparse.Namespace, **more: Any) -> Settings:
+def settings(args: argparse.Namespace) -> Settings:
     """Load the settings, with what the command line says."""
     from cas.config import Settings
 
     level = {0: None, 1: "INFO"}.get(verbosity(args), "DEBUG")
     offline = True if args.offline else None
-    return Settings.load(home=args.home, master=args.master, offline=offline, log_level=level, **more)
+    return Settings.load(home=args.home, master=args.master, offline=offline, log_level=level)
 
 
-def client(args: argparse.Namespace, **more: Any) -> Determined:
-    """Return what answers queries: the master that is configured, else the catalog."""
+def client(args: argparse.Namespace, *, registry: str | None = None) -> Determined:
+    """Return what answers queries: the master that is configured, else the catalog, or one registry of it."""
     from cas.client import Determined
 
-    if args.master and args.registry:
+    if args.master and registry:
         message = "--master asks a master, --registry the catalog: give one of them"
         raise WrongUsageError(args.parser.prog, message)
-    return Determined(user=args.user, registry=args.registry, settings=settings(args, **more))
+    return Determined(user=args.user, registry=registry, settings=settings(args))
 
 
 def store(args: argparse.Namespace) -> Store:

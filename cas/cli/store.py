@@ -171,7 +171,6 @@ def _register_view(groups: Any) -> None:
         example=f"$ view {_UUID}\nls $($ view {_UUID})",
     )
     parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
-    add_registry(parser)
     parser.add_argument("--json", action="store_true", help=_JSON)
 
 

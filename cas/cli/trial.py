@@ -11,6 +11,7 @@ from cas.cli.parser import (
     add_boolean,
     add_command,
     add_group,
+    add_registry,
     checkpoint_uuid,
     client,
     missing,
@@ -46,6 +47,7 @@ def register(groups: Any) -> None:
         " true, on, 1 say yes; anything else is an error (the older client took it as yes)",
     )
     add_download_options(parser)
+    add_registry(parser)
 
 
 def download(args: argparse.Namespace) -> None:
@@ -57,7 +59,7 @@ def download(args: argparse.Namespace) -> None:
     if not args.best and (args.sort_by is not None or args.smaller_is_better is not None):
         option = "--sort-by" if args.sort_by is not None else "--smaller-is-better"
         raise WrongUsageError(args.parser.prog, f"{option} goes with --best only")
-    trial = client(args).get_trial(args.trial_id)
+    trial = client(args, registry=args.registry).get_trial(args.trial_id)
     checkpoint = trial.select_checkpoint(
         latest=args.latest,
         best=args.best,
