@@ -152,8 +152,17 @@ class Http:
         MasterError: any other error, or what is no answer of a master.
     """
 
-    def __init__(self, url: str, *, tls: Tls | None = None, timeout: float = 30.0, backoff: float = BACKOFF) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        tls: Tls | None = None,
+        timeout: float = 30.0,
+        backoff: float = BACKOFF,
+        max_body: int = MAX_BODY,
+    ) -> None:
         self.url = url
+        self._max_body = max_body
         self._tls = tls or Tls()
         self._timeout = timeout
         self._backoff = backoff
@@ -215,7 +224,7 @@ class Http:
                     stream=True,
                 )
                 stack.callback(response.close)
-                return self._answer(response, _read(response, self.url), secrets)
+                return self._answer(response, self._read(response), secrets)
         except requests.exceptions.SSLError as error:
             raise MasterError(
                 f"{self.url}: its certificate is refused ({_reason(error)}); DET_MASTER_CERT_FILE names a file with the"
@@ -235,6 +244,21 @@ class Http:
             if key not in self._sessions:
                 self._sessions[key] = _session(self.url, self._tls, RETRIES if retry else 0, self._backoff)
             return self._sessions[key]
+
+    def _read(self, response: requests.Response) -> bytes:
+        """Return the body, unpacked, as far as it is bounded."""
+        import requests
+
+        parts, size = [], 0
+        try:
+            for part in response.iter_content(_WINDOW):
+                parts.append(part)
+                size += len(part)
+                if size > self._max_body:
+                    raise MasterError(f"{self.url}: an answer has more than {self._max_body >> 20} MiB")
+        except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
+            raise _BrokenOffError(f"{self.url}: an answer broke off") from error
+        return b"".join(parts)
 
     def _answer(self, response: requests.Response, body: bytes, secrets: Sequence[object]) -> Any:
         try:
@@ -333,22 +357,6 @@ def _bearer(token: str | None) -> Any:
             return request
 
     return Bearer()
-
-
-def _read(response: requests.Response, url: str) -> bytes:
-    """Return the body, unpacked, as far as it is bounded."""
-    import requests
-
-    parts, size = [], 0
-    try:
-        for part in response.iter_content(_WINDOW):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_BODY:
-                raise MasterError(f"{url}: an answer has more than {MAX_BODY >> 20} MiB")
-    except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
-        raise _BrokenOffError(f"{url}: an answer broke off") from error
-    return b"".join(parts)
 
 
 def _message(data: object) -> str:
