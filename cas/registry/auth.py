@@ -191,7 +191,12 @@ class TokenCache:
         if "version" not in data:
             return {self._master: _Entry.parse(data)}
         version, masters = data["version"], data.get("masters")
-        if version not in (1, 2) or data.keys() != {"version", "masters"} or not isinstance(masters, dict):
+        if (
+            isinstance(version, bool)
+            or version not in (1, 2)
+            or data.keys() != {"version", "masters"}
+            or not isinstance(masters, dict)
+        ):
             raise ValueError("its version is not 0, 1 or 2")
         return _by_canonical_url(masters, strict=version == 2)
 
@@ -294,6 +299,7 @@ class Login:
             self._cache.drop(identity.user, cached)
         environment = self._environment
         if environment.user and environment.user_token and self._asked_user in (None, "", environment.user):
+            self._identity = Identity(environment.user, None, False)  # whoever renews it, it is this user's
             return environment.user_token
         if identity.password is not None:
             return self._log_in(identity.user, identity.password)
