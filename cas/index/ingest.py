@@ -122,6 +122,7 @@ class Ingest:
         self._publisher = publisher
         self._followers = followers
         self._written = Ranges()
+        self._begun = Ranges()  # written, or being written: no byte is written twice, so what is hashed stays
         self._lock = threading.Lock()
         self._hashing = threading.Lock()
         self._hasher = blake3.blake3()
@@ -130,11 +131,18 @@ class Ingest:
         self._journal: Path | None = None
         self._fd = disk.create(path)
         if source is not None and size is not None:
-            disk.truncate(self._fd, size)
-            self._journal = path.with_suffix(".journal")
-            lines.append(self._journal, [{"source": source, "size": size}])
-            if resume:
-                self._take_over(source, size)
+            try:
+                self._start_journal(source, size, resume=resume)
+            except BaseException:
+                self._close()
+                raise
+
+    def _start_journal(self, source: str, size: int, *, resume: bool) -> None:
+        disk.truncate(self._fd, size)
+        self._journal = self.path.with_suffix(".journal")
+        lines.append(self._journal, [{"source": source, "size": size}])
+        if resume:
+            self._take_over(source, size)
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -146,13 +154,16 @@ class Ingest:
         """Write a range; the bytes count as written once they are on the disk and in the journal.
 
         Raises:
-            ContentError: the range reaches behind the expected size.
+            ContentError: the range reaches behind the expected size, or holds bytes that are written already.
         """
         view = memoryview(data).cast("B")
         end = offset + len(view)
-        if self.size is not None and end > self.size:
-            raise ContentError(f"{end} bytes, but {self.size} were expected")
-        disk.write_at(self._fd, view, offset)
+        self._begin(offset, end)
+        try:
+            disk.write_at(self._fd, view, offset)
+        except BaseException:
+            self.give_up_range(offset, end)
+            raise
         self._note(offset, end, view)
 
     def copy_from(self, source: int) -> None:
@@ -164,6 +175,7 @@ class Ingest:
         size = os.fstat(source).st_size if self.size is None else self.size
         for start in range(0, size, disk.COPY_WINDOW):
             end = min(start + disk.COPY_WINDOW, size)
+            self._begin(start, end)
             try:
                 disk.copy_range(source, self._fd, start, end - start)
             except EOFError as error:
@@ -177,11 +189,18 @@ class Ingest:
         committed any more.
 
         Raises:
-            ContentError: it reaches behind the expected size.
+            ContentError: it reaches behind the expected size, or holds bytes that are written already.
         """
+        self._begin(start, end)
+        return RangeWriter(self, os.dup(self._fd), start, end)
+
+    def _begin(self, start: int, end: int) -> None:
         if self.size is not None and end > self.size:
             raise ContentError(f"{end} bytes, but {self.size} were expected")
-        return RangeWriter(self, os.dup(self._fd), start, end)
+        with self._lock:
+            if self._begun.overlap(start, end):
+                raise ContentError(f"bytes {start} to {end} are written already, or another thread writes them")
+            self._begun.add(start, end)
 
     @property
     def missing(self) -> list[Range]:
@@ -202,16 +221,6 @@ class Ingest:
             yield buffer[:count]
             offset += count
 
-    def forget(self) -> None:
-        """Drop everything written so far: the object has changed since."""
-        with self._hashing, self._lock:
-            self._written = Ranges()
-            self._hasher.reset()
-            self._hashed = 0
-            disk.truncate(self._fd, 0)
-            if self.size is not None and self._journal is not None:
-                disk.truncate(self._fd, self.size)
-
     @property
     def _end(self) -> int:
         with self._lock:
@@ -225,6 +234,8 @@ class Ingest:
 
     def note_range(self, start: int, end: int, proof: str | None) -> None:
         """Count a range as written; with a proof (its XXH3), also in the journal."""
+        if self._fd < 0:  # this thread comes too late: the ingest has ended
+            return
         if self._journal is not None and proof is not None:
             lines.append(self._journal, [{"start": start, "end": end, "xxh3": proof}])
         with self._lock:
@@ -244,9 +255,10 @@ class Ingest:
             finally:
                 self._hashing.release()
 
-    def give_up_range(self, start: int) -> None:
+    def give_up_range(self, start: int, end: int) -> None:
         """Forget that a range was begun."""
         with self._hashing, self._lock:
+            self._begun.discard(start, end)
             if self._hashed > max(start, self._written.reaches(start)):
                 self._spoiled = True
 
@@ -276,8 +288,8 @@ class Ingest:
         Raises:
             ContentError: bytes are missing.
         """
-        size = self._end if self.size is None else self.size
         with self._lock:
+            size = self._begun.end if self.size is None else self.size
             missing = self._written.missing(size)
         if missing:
             count = sum(gap.length for gap in missing)
@@ -294,10 +306,12 @@ class Ingest:
         """Publish the bytes as a blob and return its digest; `durable`: they survive a power cut.
 
         Raises:
-            ContentError: bytes are missing.
+            ContentError: bytes are missing, or are too many; nothing was published.
             DigestMismatchError: the bytes have another digest; nothing was published.
         """
         digest = self.digest()
+        if (size := os.fstat(self._fd).st_size) != self._hashed:
+            raise ContentError(f"{self.path} has {size} bytes, and {self._hashed} were written to it")
         if expected is not None and digest != expected:
             raise DigestMismatchError(str(self.path), expected=str(expected), actual=str(digest))
         self._publisher.publish(self.path, self._fd, digest, durable=durable)
@@ -350,11 +364,12 @@ class Ingest:
                 start, end, proof = entry.get("start"), entry.get("end"), entry.get("xxh3")
                 if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= size:
                     continue
-                if not any(gap.start <= start and end <= gap.end for gap in self.missing):
+                if self._written.overlap(start, end):
                     continue
                 disk.copy_range(other, self._fd, start, end - start)
                 data = memoryview(os.pread(self._fd, end - start, start))
                 if len(data) == end - start and xxhash.xxh3_64_hexdigest(data) == proof:
+                    self._begin(start, end)
                     self._note(start, end, data)
         finally:
             os.close(other)
@@ -415,8 +430,9 @@ class RangeWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         os.close(self._fd)
+        self._fd = -1
         if kind is not None or self.left:
-            self._ingest.give_up_range(self._start)
+            self._ingest.give_up_range(self._start, self._end)
         else:
             self._ingest.note_range(self._start, self._end, self._proof.hexdigest())
         if kind is None and self.left:
