@@ -1,0 +1,153 @@
+"""Which names in a pickle are harmless, which are dangerous, and which are somebody's code."""
+
+from __future__ import annotations
+
+import _compat_pickle
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class Verdict(IntEnum):
+    """What a name may do."""
+
+    HARMLESS = 0
+    VOUCHED = 1  # runs where somebody vouches for the checkpoint
+    DANGEROUS = 2
+
+
+def judge(module: str, name: str, *, own: Callable[[str], bool] = lambda module: False) -> Verdict:
+    """Say what a name in a pickle may do; `own` tells which modules are the checkpoint's."""
+    module, name = today(module, name)
+    parts = name.split(".")
+    if any(part.startswith("__") or (len(parts) > 1 and part in TELLING) for part in parts) and not _is_harmless(
+        module, name
+    ):
+        return Verdict.DANGEROUS
+    if own(module):
+        return Verdict.VOUCHED
+    if _is_harmless(module, name):
+        return Verdict.HARMLESS
+    if module.partition(".")[0] in sys.stdlib_module_names or _is_dangerous(module, parts[0]):
+        return Verdict.DANGEROUS
+    return Verdict.VOUCHED
+
+
+def today(module: str, name: str) -> tuple[str, str]:
+    """Return what Python 3 calls a name of Python 2, as unpicklers do."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[module, name]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
+
+
+def _is_harmless(module: str, name: str) -> bool:
+    if "." in name:
+        return False
+    names = _HARMLESS.get(module, frozenset())
+    if name in names or ("*" in names and not name.startswith("_")):
+        return True
+    if module == "torch":
+        return name.endswith("Storage") or name.rstrip("0123456789") in _DTYPES
+    if module == "torch.cuda":
+        return name.endswith("Storage")
+    if module == "torch._utils":
+        return name.startswith("_rebuild_")
+    return module.startswith(_HARMLESS_BELOW) and name[:1].isupper()
+
+
+def _is_dangerous(module: str, name: str) -> bool:
+    if module in _DANGEROUS_BUT_FOR_LISTED or name in _DANGEROUS_NAMES.get(module, frozenset()):
+        return True
+    parts = module.split(".")
+    return any(".".join(parts[:count]) in _DANGEROUS for count in range(1, len(parts) + 1))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_OPERATORS = _words(
+    "add and_ eq floordiv ge getitem gt itemgetter le lt matmul mod mul ne neg not_ or_ pow pos sub truediv xor"
+)
+
+# Names with which a pickle makes plain values; `*` stands for all that do not begin with an underscore. Of the
+# standard library nothing else is let through. (`functools.partial` calls something: but that is named as well.)
+_HARMLESS: dict[str, frozenset[str]] = {
+    "builtins": _words(
+        "bool bytearray bytes complex dict Ellipsis float frozenset getattr int list NotImplemented object range set"
+        " slice str tuple"
+    ),
+    "collections": _words("Counter OrderedDict UserDict UserList defaultdict deque"),
+    "copyreg": _words("_reconstructor __newobj__ __newobj_ex__"),
+    "_codecs": _words("encode"),
+    "argparse": _words("Namespace"),
+    "array": _words("_array_reconstructor array"),
+    "datetime": _words("date datetime time timedelta timezone"),
+    "decimal": _words("Decimal"),
+    "fractions": _words("Fraction"),
+    "functools": _words("partial"),
+    "itertools": _words("chain count cycle repeat"),
+    "logging": _words("getLogger"),
+    "math": _words("*"),
+    "operator": _OPERATORS,
+    "_operator": _OPERATORS,
+    "pathlib": _words("Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"),
+    "random": _words("Random"),
+    "types": _words("SimpleNamespace"),
+    "typing": _words("Any Callable Dict List Optional Set Tuple Union"),
+    "uuid": _words("SafeUUID UUID"),
+    "zoneinfo": _words("ZoneInfo"),
+    "numpy": _words("bool_ dtype float16 float32 float64 int16 int32 int64 int8 ndarray uint16 uint32 uint64 uint8"),
+    "numpy.core.multiarray": _words("_reconstruct scalar"),
+    "numpy._core.multiarray": _words("_reconstruct scalar"),
+    "numpy.core.numeric": _words("_frombuffer"),
+    "numpy._core.numeric": _words("_frombuffer"),
+    "numpy.random": _words("Generator RandomState"),
+    "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
+    "numpy.random._mt19937": _words("MT19937"),
+    "numpy.random._pcg64": _words("PCG64 PCG64DXSM"),
+    "numpy.dtypes": _words("*"),
+    "torch": _words(
+        "Generator Size Tensor abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
+        " layout log log_softmax logsumexp matmul max mean memory_format min mm mul neg norm ones per_channel_affine"
+        " per_channel_symmetric per_tensor_affine per_tensor_symmetric pow prelu relu relu_ rsqrt selu sigmoid sign sin"
+        " sinh softmax sqrt square stack sub sum tan tanh tensor threshold where zeros _VariableFunctions"
+        " _VariableFunctionsClass"
+    ),
+    "torch._C": _words("Generator _VariableFunctions _VariableFunctionsClass"),
+    "torch._C._nn": _words("*"),
+    "torch._tensor": _words("_rebuild_from_type_v2"),
+    "torch._utils": _words("_set_obj_state"),
+    "torch.nn.functional": _words("*"),
+    "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
+    "torch.serialization": _words("_get_layout"),
+    "torch.storage": _words("TypedStorage UntypedStorage"),
+    "torch.utils.hooks": _words("BackwardHook RemovableHandle unserializable_hook"),
+}
+_DTYPES = _words("bfloat bool complex double float half int long qint quint short uint")
+_HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
+
+# Modules of packages that many people have, with other ways to run code, or to read and write files.
+_DANGEROUS = _words(
+    "IPython _pytest aiohttp cffi cloudpickle dask dill django fabric fsspec gunicorn httpx ipykernel jinja2 joblib"
+    " jsonpickle jupyter keras.models keras.saving keras.src.saving mpmath nltk numba numexpr numpy.ctypeslib"
+    " numpy.distutils numpy.f2py numpy.lib numpy.testing pandas.compat.pickle_compat pandas.core.computation pandas.io"
+    " paramiko pexpect picklescan pip pkg_resources ptyprocess pytest requests setuptools sklearn.datasets sympy"
+    " tensorflow torch._dynamo torch._functorch torch._inductor torch._library torch._numpy torch._ops"
+    " torch._utils_internal torch.classes torch.compiler torch.distributed torch.export torch.fx torch.hub torch.jit"
+    " torch.library torch.multiprocessing torch.onnx torch.ops torch.package torch.profiler torch.serialization"
+    " torch.storage torch.testing torch.utils urllib3 wheel zmq"
+)
+_DANGEROUS_BUT_FOR_LISTED = _words("torch torch._C torch._utils torch._tensor")
+_DANGEROUS_NAMES = {
+    "numpy": _words(
+        "DataSource f2py fromfile fromregex genfromtxt lib load loads loadtxt memmap save savetxt savez"
+        " savez_compressed testing"
+    ),
+    "pandas": _words("HDFStore eval read_hdf read_pickle to_pickle"),
+}
+
+# Parts of a dotted name (an attribute of an attribute) that lead out of the package it begins in.
+TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
+
+__all__ = ["TELLING", "Verdict", "judge", "today"]

@@ -1,0 +1,365 @@
+"""The Python modules of a checkpoint's `code/`, kept apart from everybody else's.
+
+Two checkpoints have a `model_def.py` each, and so has the user. So the modules of one `code/` live in a scope of
+their own, and nothing of `sys.path` or of the plain names in `sys.modules` is touched:
+
+- Their `import` statements (also those that run later, inside `forward`) go through an `__import__` of the scope, which
+  knows `code/` and its direct sub-folders, and leaves every other name to Python. Sources are read once, and nothing is
+  written, so a scope works from a read-only folder, and after the folder has gone.
+- Their `__name__`, and with it the `__module__` of their classes, is a `ScopedName`: a string that reads like the
+  plain name and hashes differently. `sys.modules` holds the module under it, so `inspect`, `dataclasses` and `pickle`
+  find the right module by `__module__`, and a pickle of a loaded model contains the plain name.
+- Scopes are told apart by what their sources say: the checkpoints of one experiment share their classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dis
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+from cas.errors import ContentError
+from cas.index.digest import Digest
+
+_MAX_SOURCES = 256 << 20  # bytes of all .py files of one code/; Determined itself takes 96 MB of context
+_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
+# What a file in code/ never stands for: the standard library, and the packages that loading itself works with.
+_NEVER = frozenset(sys.stdlib_module_names) | {"cas", "keras", "numpy", "tensorflow", "torch"}
+
+
+class ScopedName(str):
+    """The name of a module in one scope: equal to the plain text, but another key of `sys.modules`."""
+
+    __slots__ = ("_scope",)
+    _scope: str
+
+    def __new__(cls, text: str, scope: str) -> ScopedName:
+        """Name a module `text` in the scope with this key."""
+        self = super().__new__(cls, text)
+        self._scope = scope
+        return self
+
+    def __hash__(self) -> int:
+        return hash((str(self), self._scope))
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) if isinstance(other, str) else NotImplemented
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+class Sources:
+    """The modules of one `code/` folder. Get it from `sources_of`; safe to use from several threads."""
+
+    def __init__(self, code: Path, files: Mapping[str, bytes], key: str) -> None:
+        self.code = code
+        self.key = key
+        self._files = files
+        self._folders = {path[: end + 1] for path in files for end, letter in enumerate(path) if letter == "/"}
+        # code/ itself first, then its direct sub-folders, as Determined searched them
+        self._roots = ["", *sorted(folder for folder in self._folders if folder.count("/") == 1)]
+        self._modules: dict[str, ModuleType] = {}
+        self._prefixes: dict[str, str] = {}  # of packages: where their submodules lie
+        self._lock = threading.RLock()
+        self._builtins = {**vars(builtins), "__import__": self._import}
+
+    # --- what is there -------------------------------------------------------------------------------------
+
+    def owns(self, name: str) -> bool:
+        """Whether a module of this name is the checkpoint's (or, for `determined`, the stand-in's)."""
+        top = name.partition(".")[0]
+        if top == "determined":
+            return not _is_installed(top)
+        return top not in _NEVER and any(self._find(root, top) is not None for root in self._roots)
+
+    def defines(self, name: str) -> str | None:
+        """Return the module of `code/` that defines a class or function of this name at its top, if one does."""
+        for path in sorted(self._files, key=lambda path: (path.count("/"), path)):
+            try:
+                body = ast.parse(self._files[path]).body
+            except (SyntaxError, ValueError, RecursionError):
+                continue
+            if any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in body):
+                return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return None
+
+    def _find(self, prefix: str, name: str) -> tuple[str, bool] | None:
+        """Return a module's file (of a namespace package: its folder) and whether it is a package."""
+        if f"{prefix}{name}/__init__.py" in self._files:
+            return f"{prefix}{name}/__init__.py", True
+        if f"{prefix}{name}.py" in self._files:
+            return f"{prefix}{name}.py", False
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            if (self.code / f"{prefix}{name}{suffix}").is_file():
+                return f"{prefix}{name}{suffix}", False
+        return (f"{prefix}{name}/", True) if f"{prefix}{name}/" in self._folders else None
+
+    # --- importing -----------------------------------------------------------------------------------------
+
+    def load(self, name: str) -> ModuleType:
+        """Import a module of the checkpoint by its full name.
+
+        Raises:
+            ModuleNotFoundError: there is none.
+        """
+        with self._lock:
+            name = str(name)
+            if (known := self._modules.get(name)) is not None:
+                return known
+            parent, _, last = name.rpartition(".")
+            if name.partition(".")[0] == "determined" and self.owns(name):
+                return self._remember(name, _stand_in(name), parent, last)
+            if parent:
+                self.load(parent)
+                if name in self._modules:  # the package imported it
+                    return self._modules[name]
+            roots = [self._prefixes[parent]] if parent in self._prefixes else self._roots if not parent else []
+            for root in roots:
+                if (found := self._find(root, last)) is not None:
+                    return self._execute(name, *found, parent=parent, last=last)
+            raise ModuleNotFoundError(f"No module named {name!r} in {self.code}", name=name)
+
+    def _remember(self, name: str, module: ModuleType, parent: str, last: str) -> ModuleType:
+        self._modules[name] = module
+        if parent:
+            self.load(parent)
+        return module
+
+    def _execute(self, name: str, file: str, package: bool, *, parent: str, last: str) -> ModuleType:  # noqa: FBT001
+        scoped = ScopedName(name, self.key)
+        path = os.fspath(self.code / file)
+        loader = _Loader(self._files.get(file), path)
+        spec = importlib.machinery.ModuleSpec(scoped, loader, origin=path, is_package=package)
+        if file.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
+            return self._load_extension(name, path, parent, last)
+        module = ModuleType(scoped)
+        module.__dict__.update(__name__=scoped, __spec__=spec, __loader__=loader, __builtins__=self._builtins)
+        module.__package__ = name if package else parent
+        if package:
+            folder = file.removesuffix("__init__.py")
+            module.__path__ = [os.fspath(self.code / folder)]
+            self._prefixes[name] = folder
+        if not file.endswith("/"):
+            module.__file__ = path
+        self._modules[name] = sys.modules[scoped] = module
+        if parent:  # before it runs, so that a circular `from . import x` finds it
+            setattr(self._modules[parent], last, module)
+        try:
+            if (code := loader.get_code(name)) is not None:
+                exec(code, module.__dict__)
+        except BaseException:
+            del self._modules[name], sys.modules[scoped]
+            if parent:
+                vars(self._modules[parent]).pop(last, None)
+            raise
+        return module
+
+    def _load_extension(self, name: str, path: str, parent: str, last: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ModuleNotFoundError(f"cannot load {path}", name=name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self._modules[name] = module
+        if parent:
+            setattr(self._modules[parent], last, module)
+        return module
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """What `import` means in the modules of this scope."""
+        package = str((globals or {}).get("__package__") or "")
+        absolute = importlib.util.resolve_name("." * level + name, package) if level else name
+        # C code that imports by name (an unpickler) passes an empty list, and looks into sys.modules afterwards.
+        by_name = isinstance(fromlist, list) and not fromlist and not isinstance(name, ScopedName)
+        if by_name or not self.owns(absolute):
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        module = self.load(absolute)
+        if not fromlist:
+            return module if level else self._modules[str(absolute).partition(".")[0]]
+        wanted = getattr(module, "__all__", ()) if "*" in fromlist else fromlist
+        for item in wanted:
+            if not hasattr(module, item) and hasattr(module, "__path__"):
+                self._load_if_there(f"{absolute}.{item}")
+        return module
+
+    def _load_if_there(self, name: str) -> None:
+        try:
+            self.load(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+
+    def is_code_of(self, frame: FrameType) -> bool:
+        """Whether a frame runs a function of this scope's modules."""
+        return frame.f_globals.get("__builtins__") is self._builtins
+
+
+class _Loader(importlib.abc.InspectLoader):
+    """Knows a module's source, for `inspect` and tracebacks."""
+
+    def __init__(self, source: bytes | None, path: str) -> None:
+        self._source = source
+        self._path = path
+
+    def get_source(self, fullname: str) -> str | None:
+        return None if self._source is None else importlib.util.decode_source(self._source)
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        return None if self._source is None else compile(self._source, self._path, "exec", dont_inherit=True)
+
+
+# --- which scopes there are ------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_scopes: dict[str, Sources] = {}  # by the digest of the sources; the last one that was used is the last
+
+
+def sources_of(code: Path) -> Sources:
+    """Return the scope of a `code/` folder: the same for every folder with the same sources.
+
+    Raises:
+        ContentError: the sources are larger than any real ones.
+    """
+    code = Path(os.path.realpath(code))
+    files = _read(code)
+    listing = "".join(f"{name}\0{Digest.of(data).hex}\n" for name, data in sorted(files.items()))
+    key = Digest.of(listing.encode("utf-8", "surrogateescape")).hex
+    with _lock:
+        scope = _scopes.pop(key, None) or Sources(code, files, key)
+        _scopes[key] = scope
+        if _last_resort not in sys.meta_path:
+            sys.meta_path.append(_last_resort)
+    return scope
+
+
+def _read(code: Path) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    total = 0
+    for folder, folders, names in os.walk(code):
+        folders[:] = sorted(name for name in folders if name.isidentifier() and name != "__pycache__")
+        for name in names:
+            if name.endswith(".py") and name[:-3].isidentifier():
+                path = Path(folder, name)
+                total += path.stat().st_size
+                if total > _MAX_SOURCES:
+                    raise ContentError(f"the sources in {code} have more than {_MAX_SOURCES} bytes")
+                files[path.relative_to(code).as_posix()] = path.read_bytes()
+    return files
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return name in sys.modules
+    return spec is not None and spec.origin is not None  # a mere folder of this name on sys.path is no package
+
+
+def _stand_in(name: str) -> ModuleType:
+    ours = "cas.load.standin" + name.removeprefix("determined")
+    try:
+        return importlib.import_module(ours)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("cas.load.standin"):
+            raise
+        message = f"the stand-in for determined has no module {name}; install determined to load this checkpoint"
+        raise ModuleNotFoundError(message, name=name) from error
+
+
+class _LastResort(importlib.abc.MetaPathFinder):
+    """Finds modules of scopes by plain name, where nobody else does, for two who cannot say which scope they mean.
+
+    Those are pickling, which imports the package above a class's module by its name, and code of a checkpoint that
+    calls `importlib.import_module`. An `import` statement of anybody else is not answered.
+    """
+
+    def __init__(self) -> None:
+        self._lent: dict[str, ModuleType] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        top = fullname.partition(".")[0]
+        self._take_back(keep=top)
+        if top == "determined":  # whether it is installed is asked here, too
+            return None
+        with _lock:
+            scopes = list(reversed(_scopes.values()))
+        scope = next((scope for scope in _candidates(scopes) if scope.owns(fullname)), None)
+        if scope is None:
+            return None
+        try:
+            module = scope.load(fullname)
+        except ModuleNotFoundError:
+            return None
+        self._lent[fullname] = module
+        return importlib.machinery.ModuleSpec(fullname, _Lender(module))
+
+    def _take_back(self, *, keep: str) -> None:
+        """Remove the plain names of earlier answers, so that they shadow nothing for long; not those below `keep`."""
+        for name, module in list(self._lent.items()):
+            if name.partition(".")[0] == keep:
+                continue
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+            del self._lent[name]
+
+
+def _candidates(scopes: list[Sources]) -> list[Sources]:
+    """The scopes that whoever imports by name right now may mean."""
+    frame: FrameType | None = sys._getframe(2)
+    explicit = False
+    while frame is not None and (_is_import_machinery(frame) or _is_import_module(frame)):
+        explicit = explicit or _is_import_module(frame)
+        frame = frame.f_back
+    if frame is None:
+        return []
+    own = [scope for scope in scopes if scope.is_code_of(frame)]
+    if own or explicit:
+        return own
+    instruction = frame.f_code.co_code[frame.f_lasti] if frame.f_lasti >= 0 else _IMPORT_NAME
+    return [] if instruction == _IMPORT_NAME else scopes
+
+
+def _is_import_machinery(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_globals.get("__name__") == __name__
+
+
+def _is_import_module(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") == "importlib"
+
+
+class _Lender(importlib.abc.Loader):
+    """Hands out a module that runs already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._spec = module.__spec__
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+_last_resort = _LastResort()

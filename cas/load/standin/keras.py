@@ -1,0 +1,42 @@
+"""`determined.keras`, as far as building a trial's model needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cas.load.standin.context import TrialContext
+from cas.load.standin.lacking import lacks, placeholder
+
+_MODULE = "determined.keras"
+
+
+class TFKerasTrialContext(TrialContext):
+    """Returns what a trial wraps as it is."""
+
+    def wrap_model(self, model: Any) -> Any:
+        """Return the model."""
+        return model
+
+    def wrap_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """Return the data set."""
+        return dataset
+
+    def wrap_optimizer(self, optimizer: Any) -> Any:
+        """Return the optimizer."""
+        return optimizer
+
+
+class TFKerasTrial:
+    """The class that users' trials inherit from."""
+
+    def __init__(self, context: TFKerasTrialContext) -> None:
+        self.context = context
+
+
+DeterminedCallback = placeholder(f"{_MODULE}.DeterminedCallback")
+TFKerasContext = TFKerasTrialContext
+InputData = Any
+
+
+def __getattr__(name: str) -> Any:
+    return lacks(_MODULE, name)
