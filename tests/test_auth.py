@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pty
 import stat
@@ -279,7 +278,7 @@ def test_kills_lose_no_entry_that_was_kept_before(folder: Path) -> None:
     assert [TokenCache(folder, URL).token(f"after-{round}") for round in range(6)] == ["v2.b"] * 6
 
 
-# --- the login ---------------------------------------------------------------------------------------------------------
+# --- the login ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -358,11 +357,16 @@ def test_a_cached_token_that_fails_is_dropped_and_the_stock_account_logs_in(
 
 
 def test_a_token_in_the_environment_is_used_unchecked_for_its_user(server: Simulator, folder: Path) -> None:
-    def ask(user: str | None, **around: str) -> str:
+    def ask(name: str | None, **around: str) -> str:
         http = Http(server.url)
         environment = replace(NOBODY, config_folder=folder, **around)  # type: ignore[arg-type]
+        made = Login(http, user=name, password=None, environment=environment)
         try:
-            return Login(http, user=user, password=None, environment=environment).token()
+            token = made.token()
+            if token == "v2.env":
+                with pytest.raises(AuthenticationError, match="refuses 'alice'"):
+                    made.renew(token)  # never as somebody else
+            return token
         finally:
             http.close()
 
