@@ -36,17 +36,18 @@ def test_any_form_of_the_uuid_is_taken(shell, form):
 
 
 def test_download_twice_says_the_same(shell):
-    first = shell.run("checkpoint", "download", UUID).ok
+    first = shell.run("checkpoint", "download", UUID, "--link", "copy").ok
     second = shell.run("checkpoint", "download", UUID).ok
 
-    assert first == second
+    assert first.out == second.out
+    assert (first.line, second.line) == ("files: 1 copied", "files: 1 kept")
 
 
 def test_json_says_what_was_done(shell):
     found = json.loads(shell.run("checkpoint", "download", UUID, "--link", "copy", "--json").ok.out)
 
     assert (found["schema"], found["path"]) == (1, f"checkpoints/{UUID}")
-    assert found["link"] is not None
+    assert (found["files"]["copied"], found["files"]["reflinked"], found["transfer"]) == (1, 0, None)
 
 
 def test_describe_prints_what_is_known(shell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
@@ -11,6 +12,8 @@ from cas.cli.parser import LINKS, Parser, add_command, add_group, checkpoint_uui
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
+    from cas.load.links import LinkReport
+    from cas.transfer.fetch import PullReport
 
 DOWNLOAD_AGAIN = "what was fetched is kept: run the same command again to go on"
 _UUID = "46985143-af68-4d48-ab91-a6447052ca49"
@@ -67,12 +70,15 @@ def bring(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     if args.quiet:
         output.say(path)
     elif args.json:
-        output.say_json(path=path, checkpoint=_known(checkpoint), link=_plain(checkpoint.link_report))
+        files, transfer = _plain(checkpoint.link_report), _transferred(checkpoint.pull_report)
+        output.say_json(path=path, checkpoint=_known(checkpoint), files=files, transfer=transfer)
     else:
         output.say(f"Local checkpoint path:\n{path}\n")
         metrics = json.dumps(checkpoint.validation["metrics"], indent=4, default=str)
         row = (checkpoint.batch_number, checkpoint.uuid, metrics)
         output.say(output.documented_table(("Batch", "Checkpoint UUID", "Validation Metrics"), [row]))
+        sys.stdout.flush()  # the result first
+        output.note(_what_was_done(checkpoint))
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -137,7 +143,28 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(report: Any) -> dict[str, Any] | None:
+def _what_was_done(checkpoint: Checkpoint) -> str:
+    """Say how the files got into the folder, and what was transferred."""
+    link, pull = checkpoint.link_report, checkpoint.pull_report
+    parts = [f"files: {link}"]
+    if pull is not None:
+        here = f", {output.size(pull.bytes_here)} were here" if pull.bytes_here else ""
+        parts.append(f"{output.size(pull.bytes_fetched)} fetched in {pull.seconds:.1f} s{here}")
+    if link is not None and link.only_copies:
+        parts.append(f"{link.only_copies} of them no hard links, because this store has the only copy")
+    if link is not None and link.extra:
+        parts.append(f"{link.extra} files that are not the checkpoint's were left alone")
+    return "; ".join(parts)
+
+
+def _plain(report: LinkReport | None) -> dict[str, Any] | None:
     from dataclasses import asdict
 
     return None if report is None else asdict(report)
+
+
+def _transferred(report: PullReport | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    names = ("files_fetched", "bytes_fetched", "bytes_resumed", "bytes_here", "seconds")
+    return {**{name: getattr(report, name) for name in names}, "proofs": dict(report.proofs)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
@@ -209,8 +211,8 @@ def check(args: argparse.Namespace) -> int:
     """Check the store; exit code 4 if anything is damaged."""
     from cas.index.check import check as check_store
 
-    with _Progress(args) as advance:
-        report = check_store(store(args), deep=args.deep, advance=advance)
+    with _drawn(args) as advance:
+        report = check_store(store(args), deep=args.deep, advance=advance if args.deep else None)
     if args.json:
         problems = [_problem(problem) for problem in report.problems]
         output.say_json(blobs=report.blobs, size=report.size, read=report.read, problems=problems)
@@ -235,28 +237,24 @@ def _verdict(report: CheckReport) -> str:
     return f"{found} ({seen}{later})" + (f"; {debris} leftovers that take room" if debris else "")
 
 
-class _Progress:
-    """A bar on stderr, where the settings want one."""
+@contextlib.contextmanager
+def _drawn(args: argparse.Namespace) -> Iterator[Advance]:
+    """Draw progress on stderr, where the settings want that; the total is known with the first call."""
+    from cas.transfer.progress import drawer
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._wanted = str(settings(args).progress)
-        self._bar: Any = None
+    draw = drawer(settings(args).progress, "checked")
+    with contextlib.ExitStack() as stack:
+        line: list[Callable[[int], None]] = []
+        reached = 0
 
-    def __enter__(self) -> Advance | None:
-        if self._wanted == "off" or (self._wanted == "auto" and not sys.stderr.isatty()):
-            return None
-        from tqdm import tqdm
+        def advance(done: int, total: int) -> None:
+            nonlocal reached
+            if not line:
+                line.append(stack.enter_context(draw(total, 0)))
+            line[0](done - reached)
+            reached = done
 
-        self._bar = tqdm(unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=sys.stderr)
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _advance(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        yield advance
 
 
 # --- rm ----------------------------------------------------------------------------------------------------------
