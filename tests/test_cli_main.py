@@ -75,6 +75,15 @@ WRONG = [
         "cas trial download: argument --uuid: must be a checkpoint UUID, not '4698'; see cas trial download --help",
     ),
     (
+        "trial download 1 --latest -q --json",
+        "cas trial download: argument --json: not allowed with argument -q/--quiet; see cas trial download --help",
+    ),
+    (
+        "trial download 1234567890123456789 --best",
+        "cas trial download: argument TRIAL_ID: must be a whole number, not '1234567890123456789'"
+        "; see cas trial download --help",
+    ),
+    (
         "trial download 1 --latest --sort-by loss",
         "cas trial download: --sort-by goes with --best only; see cas trial download --help",
     ),
@@ -260,17 +269,29 @@ def test_control_characters_in_messages_do_nothing_to_the_terminal(shell):
     assert "no\\x1b[31m such" in ended.line
 
 
-def test_paths_that_are_no_text_are_printed_as_they_are(shell):
-    home = os.fsencode(shell.folder) + b"/h\xff"
-    script = "import sys; from cas.cli import main; sys.exit(main.run(sys.argv[1:], 'cas'))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--home", home, "doctor"],
-        env=shell.environment | {"LC_ALL": "C.UTF-8"},
-        cwd=shell.folder,
-        capture_output=True,
-    )
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_paths_that_are_no_text_are_printed_as_they_are(shell, encoding):
+    """The path has a byte that is no UTF-8, and a letter that other encodings lack."""
+    folder = os.fsencode(shell.folder) + b"/h\xff\xe2\x80\xa6"
+    os.mkdir(folder)
+    with open(folder + b"/weights", "w") as file:
+        file.write("1")
+    environment = shell.environment | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "cas.cli.main"]
+    uuid = shell.run("add", os.fsdecode(folder), "-q").ok.out.strip()
+    words = ["c", "download", uuid, "-q", "-o", folder]
 
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([*command, *words], env=environment, cwd=shell.folder, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"h\xff" + "…".encode(encoding, "backslashreplace") + b"\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_help_is_printed_on_terminals_that_lack_letters(shell, encoding):
+    shell.variables["PYTHONIOENCODING"] = encoding
+
+    assert "\\u2026" in shell.run("--help").ok.out
 
 
 def test_commands_start_quickly(shell):

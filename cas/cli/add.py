@@ -14,6 +14,7 @@ from cas.cli.parser import (
     WrongUsageError,
     add_boolean,
     add_command,
+    add_form,
     checkpoint_uuid,
     members,
     metric,
@@ -57,8 +58,7 @@ def register(groups: Any) -> None:
     of = "an object, or one of its members; repeatable"
     parser.add_argument("--hparams", metavar="JSON|NAME=VALUE", type=members, action="append", default=[], help=of)
     parser.add_argument("--metadata", metavar="JSON|NAME=VALUE", type=members, action="append", default=[], help=of)
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only the UUIDs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_form(parser, quiet="print only the UUIDs")
 
 
 def add(args: argparse.Namespace) -> int:
@@ -140,12 +140,12 @@ class _Found:
 def _left_by_older_client(folder: Path) -> _Found:
     metadata = _read_object(folder / "metadata.json")
     experiment, hparams, config = (metadata.get(name) for name in ("experiment_id", "hparams", "experiment_config"))
-    belongs = _is_count(experiment)
+    belongs = _is_count(experiment, least=1)
     return _Found(
         uuid=_uuid_in_name(folder),
         experiment=experiment if belongs else None,
-        trial=metadata["trial_id"] if belongs and _is_count(metadata.get("trial_id")) else None,
-        steps=metadata["steps_completed"] if _is_count(metadata.get("steps_completed")) else None,
+        trial=metadata["trial_id"] if belongs and _is_count(metadata.get("trial_id"), least=1) else None,
+        steps=metadata["steps_completed"] if _is_count(metadata.get("steps_completed"), least=0) else None,
         hparams=hparams if isinstance(hparams, dict) else None,
         config=_without_storage(config) if belongs and isinstance(config, dict) else None,
         metadata=metadata,
@@ -175,5 +175,5 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63

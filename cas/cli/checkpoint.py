@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import LINKS, Parser, add_command, add_group, checkpoint_uuid, client, missing
+from cas.cli.parser import LINKS, Parser, add_command, add_form, add_group, checkpoint_uuid, client, missing
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ def register(groups: Any) -> None:
         example=f"$ checkpoint describe {_UUID}\n$ checkpoint describe {_UUID} --json",
     )
     parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_form(parser)
 
 
 def add_download_options(parser: Parser) -> None:
@@ -53,8 +53,7 @@ def add_download_options(parser: Parser) -> None:
     parser.add_argument("-o", "--output-dir", metavar="DIR", help="the folder; default checkpoints/<uuid>")
     how = "how files get there; default auto: reflinks where the disk can, else copies"
     parser.add_argument("--link", choices=LINKS, help=how)
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only the path")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_form(parser, quiet="print only the path")
 
 
 def download(args: argparse.Namespace) -> None:
@@ -91,8 +90,8 @@ def describe(args: argparse.Namespace) -> None:
         output.say_json(checkpoint=_known(checkpoint), files=files)
         return
     for name, value in _known(checkpoint).items():
-        text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
-        output.say(f"{name.replace('_', ' ')}: {'-' if text in (None, '{}') else text}")
+        text = json.dumps(value, indent=2) if isinstance(value, dict) else output.printable(value)
+        output.say(f"{name.replace('_', ' ')}: {text if value not in (None, {}) else '-'}")
     rows = [(output.size(one["size"]), "yes" if one["here"] else "no", one["path"]) for one in files]
     output.say(f"files: {len(rows)}, {output.size(sum(one['size'] for one in files))}")
     if rows:

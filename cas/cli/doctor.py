@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import add_command
+from cas.cli.parser import add_command, add_form
 
 if TYPE_CHECKING:
     from cas.config import Explained
@@ -37,7 +37,7 @@ def register(groups: Any) -> None:
         usage="[OPTIONS]",
         example="$ doctor\nCAS_HOME=/data/cas $ doctor\n$ doctor --json",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_form(parser)
 
 
 @dataclass(frozen=True, slots=True)

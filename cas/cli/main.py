@@ -112,11 +112,19 @@ def _drop_output() -> None:
 
 
 def _tolerate_odd_names() -> None:
-    """Print paths that are no valid text as the bytes they are."""
+    """Print paths that are no text as the bytes they are, and letters that the terminal lacks by their number."""
+    import codecs
     import io
 
+    def encode(error: UnicodeError) -> tuple[str | bytes, int]:
+        assert isinstance(error, UnicodeEncodeError), "stdout only encodes"
+        code = ord(error.object[error.start])
+        escaped = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"  # PEP 383
+        return escaped, error.start + 1
+
+    codecs.register_error("cas", encode)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        sys.stdout.reconfigure(errors="cas")
 
 
 def _configure_logging(args: argparse.Namespace) -> None:

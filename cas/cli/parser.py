@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], "int | None"]
 LINKS = ("auto", "reflink", "hardlink", "symlink", "copy")
+_MAX_DIGITS = 18  # fits into 64 bits
 AGAIN = "run the same command again to go on"
 
 
@@ -129,9 +130,9 @@ def boolean(text: str) -> bool:
 
 def number(text: str) -> int:
     """Parse the id of an experiment or a trial, or a count of steps."""
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r:.80}")
-    return int(text[:18])
+    return int(text)
 
 
 def checkpoint_uuid(text: str) -> str:
@@ -177,6 +178,14 @@ def members(text: str) -> dict[str, Any]:
 def add_boolean(parser: argparse._ActionsContainer, option: str, *, help: str) -> None:
     """Add an option that takes a truth value."""
     parser.add_argument(option, type=boolean, metavar="BOOL", default=None, help=help)
+
+
+def add_form(parser: argparse._ActionsContainer, *, quiet: str | None = None) -> None:
+    """Add the options that choose the form of the output: `--json`, and `-q` where `quiet` says what that prints."""
+    forms = parser.add_mutually_exclusive_group()
+    if quiet:
+        forms.add_argument("-q", "--quiet", action="store_true", help=quiet)
+    forms.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_registry(parser: argparse._ActionsContainer) -> None:

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_registry, checkpoint_uuid, client, missing, number, settings, store
+from cas.cli.parser import (
+    add_command,
+    add_form,
+    add_registry,
+    checkpoint_uuid,
+    client,
+    missing,
+    number,
+    settings,
+    store,
+)
 from cas.errors import CasError, ContentError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
     from cas.registry.records import CheckpointRecord
 
 _UUID = "46985143-af68-4d48-ab91-a6447052ca49"
-_JSON = "print one JSON object"
 
 
 def register(groups: Any) -> None:
@@ -49,7 +58,7 @@ def _register_ls(groups: Any) -> None:
     parser.add_argument("--trial", metavar="ID", type=number, help="only those of this trial")
     parser.add_argument("--all", action="store_true", help="deleted ones too")
     add_registry(parser)
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    add_form(parser)
 
 
 def ls(args: argparse.Namespace) -> None:
@@ -65,7 +74,7 @@ def ls(args: argparse.Namespace) -> None:
     rows += [
         _unlisted(one) for uuid, one in used.items() if uuid not in told and args.registry in (None, *one.registries)
     ]
-    rows = [row for row in rows if _is_wanted(row, args)]
+    rows = sorted((row for row in rows if _is_wanted(row, args)), key=_place)
     if args.json:
         output.say_json(checkpoints=rows)
         return
@@ -118,6 +127,12 @@ def _row(row: dict[str, Any]) -> list[object]:
     return [row["registry"], row["experiment"], row["trial"], row["batch"], row["uuid"], size, here, shown]
 
 
+def _place(row: dict[str, Any]) -> tuple[str, list[int], str]:
+    """Where a row belongs: by registry, experiment, trial and batch, those that have none first."""
+    numbers = [-1 if row[name] is None else row[name] for name in ("experiment", "trial", "batch")]
+    return row["registry"], numbers, row["uuid"]
+
+
 def _short(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
@@ -135,7 +150,7 @@ def _register_du(groups: Any) -> None:
         usage="[OPTIONS]",
         example="$ du\n$ du --json",
     )
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    add_form(parser)
 
 
 def du(args: argparse.Namespace) -> None:
@@ -173,7 +188,7 @@ def _register_view(groups: Any) -> None:
         example=f"$ view {_UUID}\nls $($ view {_UUID})",
     )
     parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    add_form(parser)
 
 
 def view(args: argparse.Namespace) -> None:
@@ -204,7 +219,7 @@ def _register_check(groups: Any) -> None:
     parser.add_argument(
         "--deep", action="store_true", help="read and hash every blob, not only those that look changed"
     )
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    add_form(parser)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -273,7 +288,7 @@ def _register_rm(groups: Any) -> None:
     )
     parser.add_argument("uuids", metavar="UUID", type=checkpoint_uuid, nargs="*", help="the checkpoints")
     parser.add_argument("--yes", action="store_true", help="also what was added here and lies nowhere else")
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    add_form(parser)
 
 
 def rm(args: argparse.Namespace) -> int:
