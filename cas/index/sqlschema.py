@@ -41,6 +41,9 @@ CREATE TABLE parent (
     PRIMARY KEY (parent, kind, registry, id)
 ) WITHOUT ROWID;
 
+-- A record that comes again takes its parents with it; without this each one reads the whole table.
+CREATE INDEX parent_of ON parent (registry, kind, id);
+
 -- One row: whose index this is.
 CREATE TABLE meta (store TEXT NOT NULL, boot TEXT);
 """
