@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from cas.errors import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     import requests
 
 log = logging.getLogger("cas.registry")
@@ -334,6 +335,8 @@ def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Sessi
 
 
 def _context(url: str, tls: Tls) -> ssl.SSLContext:
+    import ssl  # with requests: late
+
     import certifi
 
     context = ssl.create_default_context(cafile=certifi.where())
@@ -378,6 +381,8 @@ def _one_line(text: str, secrets: Sequence[object]) -> str:
 
 def _reason(error: BaseException) -> str:
     """The innermost reason of a failed connection, in a few words."""
+    import ssl
+
     from requests.exceptions import Timeout
 
     found = "no answer in time" if isinstance(error, Timeout) else "no connection"

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-MAX_DEPTH = 100  # levels; a configuration has fewer than ten
+MAX_DEPTH = 64  # levels; a configuration has fewer than ten, and a line of records may have 100 around them
 
 # In checkpoint_storage and in environment variables anything that could be one is taken for a credential …
 _LOOSE = re.compile(r"key|token|secret|passw|credential|connection_?string|signature|auth|(^|_)sas(_|$)", re.IGNORECASE)
