@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from cas.errors import DigestMismatchError
 from cas.transfer.remote import Checksum
 
 LENGTH_ONLY = "length only"  # the proof of bytes that no checksum of the origin vouches for
@@ -131,3 +132,16 @@ def matches(checksum: Checksum, data: bytes | memoryview) -> bool:
     verifier = Verifier(checksum)
     verifier.update(memoryview(data))
     return verifier.matches
+
+
+def require(checksum: Checksum, data: bytes | memoryview, subject: str) -> None:
+    """Check bytes in memory.
+
+    Raises:
+        DigestMismatchError: they do not have the checksum.
+    """
+    verifier = Verifier(checksum)
+    verifier.update(memoryview(data))
+    if not verifier.matches:
+        actual = f"{checksum.kind}:{verifier.value.hex()}"
+        raise DigestMismatchError(subject, expected=str(checksum), actual=actual)

@@ -403,23 +403,31 @@ class _Pull:
     def _checked_bytes(self, file: RemoteFile) -> tuple[bytes, str]:
         """Return a small file's bytes, and what vouched for them."""
         data = self._bytes(file)
-        for likely in self._remote.likely_checksums(file):
-            if checksums.matches(likely, data):
-                return data, checksums.proof(likely)
+        if proof := self._likely_proof(file, data):
+            return data, proof
         checksum = self._declared(file)
         if checksum is not None:
-            if checksums.matches(checksum, data):
-                return data, checksums.proof(checksum)
-            log.warning("%s: bytes differ from the declared %s; fetching again", file.identity.url, checksum)
-            data = self._bytes(file)
             if not checksums.matches(checksum, data):
-                raise DigestMismatchError(file.identity.url, expected=str(checksum), actual="others, twice")
+                log.warning("%s: bytes differ from the declared %s; fetching again", file.identity.url, checksum)
+                data = self._bytes(file)
+                checksums.require(checksum, data, file.identity.url)
             return data, checksums.proof(checksum)
         if self._strict:
             raise _unvouched(file)
-        if self._remote.likely_checksums(file) and self._bytes(file) != data:
+        if not self._remote.likely_checksums(file):
+            return data, LENGTH_ONLY
+        again = self._bytes(file)
+        if proof := self._likely_proof(file, again):
+            return again, proof
+        if again != data:
             raise ContentError(f"{file.identity.url}: two reads gave different bytes; nothing of it was kept")
         return data, LENGTH_ONLY
+
+    def _likely_proof(self, file: RemoteFile, data: bytes) -> str | None:
+        for likely in self._remote.likely_checksums(file):
+            if checksums.matches(likely, data):
+                return checksums.proof(likely)
+        return None
 
     def _bytes(self, file: RemoteFile) -> bytes:
         if not file.size:

@@ -1,0 +1,48 @@
+"""What more than one test file needs: a real S3 server, once for all tests, and buckets in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server, running
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    shared = Path("/dev/shm")
+    with running(shared if shared.is_dir() else None) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """A new, empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = s3_server.client()
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@pytest.fixture
+def upload(s3_server: S3Server, bucket: str) -> Callable[..., None]:
+    """`upload({key: bytes}, part_size=None)`: put objects into the bucket; larger ones in parts if a size is given."""
+
+    def put(objects: dict[str, bytes], part_size: int | None = None, **options: str) -> None:
+        import io
+
+        from boto3.s3.transfer import TransferConfig
+
+        client = s3_server.client()
+        for key, data in objects.items():
+            if part_size is None:
+                client.put_object(Bucket=bucket, Key=key, Body=data, **options)
+            else:
+                config = TransferConfig(multipart_threshold=part_size, multipart_chunksize=part_size)
+                client.upload_fileobj(io.BytesIO(data), bucket, key, Config=config)
+        client.close()
+
+    return put
