@@ -20,7 +20,7 @@ def judge(module: str, name: str, *, own: Callable[[str], bool] = lambda module:
     """Say what a name in a pickle may do; `own` tells which modules are the checkpoint's."""
     module, name = today(module, name)
     parts = name.split(".")
-    if any(part.startswith("__") or (len(parts) > 1 and part in TELLING) for part in parts) and not _is_harmless(
+    if any(_is_special(part) or (len(parts) > 1 and part in TELLING) for part in parts) and not _is_harmless(
         module, name
     ):
         return Verdict.DANGEROUS
@@ -28,7 +28,7 @@ def judge(module: str, name: str, *, own: Callable[[str], bool] = lambda module:
         return Verdict.VOUCHED
     if _is_harmless(module, name):
         return Verdict.HARMLESS
-    if module.partition(".")[0] in sys.stdlib_module_names or _is_dangerous(module, parts[0]):
+    if module.partition(".")[0] in sys.stdlib_module_names or _is_dangerous(module, name):
         return Verdict.DANGEROUS
     return Verdict.VOUCHED
 
@@ -40,9 +40,18 @@ def today(module: str, name: str) -> tuple[str, str]:
     return _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
+def may_take_attribute(module: str, name: str, *, own: Callable[[str], bool] = lambda module: False) -> bool:
+    """Whether a pickle may take attributes of values of this class: how protocols before 4 store bound methods.
+
+    Not of plain values: `pathlib.Path("…").write_text` is harmless by its class, and writes a file.
+    """
+    return module.startswith("torch.nn.modules.") or judge(module, name, own=own) is Verdict.VOUCHED
+
+
 def _is_harmless(module: str, name: str) -> bool:
-    if "." in name:
-        return False
+    if "." in name:  # the operations of torch, which are attributes of one class
+        outer, _, inner = name.partition(".")
+        return module == "torch._C" and outer == "_VariableFunctionsClass" and inner in _HARMLESS["torch"]
     names = _HARMLESS.get(module, frozenset())
     if name in names or ("*" in names and not name.startswith("_")):
         return True
@@ -55,8 +64,14 @@ def _is_harmless(module: str, name: str) -> bool:
     return module.startswith(_HARMLESS_BELOW) and name[:1].isupper()
 
 
+def _is_special(part: str) -> bool:
+    return part.startswith("__") and part.endswith("__")
+
+
 def _is_dangerous(module: str, name: str) -> bool:
-    if module in _DANGEROUS_BUT_FOR_LISTED or name in _DANGEROUS_NAMES.get(module, frozenset()):
+    if module in _DANGEROUS_BUT_FOR_LISTED or ("." in name and module in _HARMLESS):
+        return True
+    if name in _DANGEROUS_NAMES.get(module, frozenset()):
         return True
     parts = module.split(".")
     return any(".".join(parts[:count]) in _DANGEROUS for count in range(1, len(parts) + 1))
@@ -86,7 +101,6 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "decimal": _words("Decimal"),
     "fractions": _words("Fraction"),
     "functools": _words("partial"),
-    "itertools": _words("chain count cycle repeat"),
     "logging": _words("getLogger"),
     "math": _words("*"),
     "operator": _OPERATORS,
@@ -103,6 +117,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "numpy.core.numeric": _words("_frombuffer"),
     "numpy._core.numeric": _words("_frombuffer"),
     "numpy.random": _words("Generator RandomState"),
+    "numpy.random.bit_generator": _words("SeedSequence __pyx_unpickle_SeedSequence"),
     "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
     "numpy.random._mt19937": _words("MT19937"),
     "numpy.random._pcg64": _words("PCG64 PCG64DXSM"),
@@ -111,10 +126,9 @@ _HARMLESS: dict[str, frozenset[str]] = {
         "Generator Size Tensor abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
         " layout log log_softmax logsumexp matmul max mean memory_format min mm mul neg norm ones per_channel_affine"
         " per_channel_symmetric per_tensor_affine per_tensor_symmetric pow prelu relu relu_ rsqrt selu sigmoid sign sin"
-        " sinh softmax sqrt square stack sub sum tan tanh tensor threshold where zeros _VariableFunctions"
-        " _VariableFunctionsClass"
+        " sinh softmax sqrt square stack sub sum tan tanh tensor threshold where zeros"
     ),
-    "torch._C": _words("Generator _VariableFunctions _VariableFunctionsClass"),
+    "torch._C": _words("Generator _VariableFunctionsClass"),
     "torch._C._nn": _words("*"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
     "torch._utils": _words("_set_obj_state"),
@@ -150,4 +164,4 @@ _DANGEROUS_NAMES = {
 # Parts of a dotted name (an attribute of an attribute) that lead out of the package it begins in.
 TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
 
-__all__ = ["TELLING", "Verdict", "judge", "today"]
+__all__ = ["TELLING", "Verdict", "judge", "may_take_attribute", "today"]

@@ -29,7 +29,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import TELLING, Verdict, judge, today
+from cas.load.allowlist import TELLING, Verdict, judge, may_take_attribute, today
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
@@ -40,10 +40,18 @@ MAGIC = 0x1950A86A20F9469CFC6C  # what files of torch before 1.6 begin with (tor
 # --- the dry run -----------------------------------------------------------------------------------------------
 
 
-class _Inert:
-    """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
+class _InertClass(type):
+    """The class of stand-ins for classes: a pickle may make values of them, and not change them."""
 
-    _names: tuple[str, str] = ("", "")
+    names: tuple[str, str] = ("", "")
+
+    @property
+    def __setstate__(cls) -> None:
+        raise UnsafeContentError(f"it changes {'.'.join(cls.names)} itself")
+
+
+class _Inert(metaclass=_InertClass):
+    """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return object.__new__(cls)
@@ -63,19 +71,20 @@ class _Inert:
 class _DryUnpickler(pickle.Unpickler):
     """Runs a pickle with inert stand-ins, and notes the names."""
 
-    def __init__(self, stream: IO[bytes], **options: Any) -> None:
+    def __init__(self, stream: IO[bytes], *, own: Callable[[str], bool], **options: Any) -> None:
         super().__init__(stream, **options)
-        self.names: dict[tuple[str, str], type[_Inert]] = {}
+        self._own = own
+        self.names: dict[tuple[str, str], _InertClass] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        self._note(module, name)
-        if today(module, name) == ("builtins", "getattr"):
-            return self._getattr
-        return self.names[module, name]
+        found = self._note(module, name)
+        return self._getattr if today(module, name) == ("builtins", "getattr") else found
 
-    def _note(self, module: str, name: str) -> type[_Inert]:
+    def _note(self, module: str, name: str) -> _InertClass:
         if (module, name) not in self.names:
-            self.names[module, name] = type("inert", (_Inert,), {"_names": (module, name)})
+            made = _InertClass("inert", (_Inert,), {})
+            made.names = (module, name)
+            self.names[module, name] = made
         return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -84,10 +93,10 @@ class _DryUnpickler(pickle.Unpickler):
     def _getattr(self, value: object, name: object) -> Any:
         """How protocols before 4 name a nested class or a method."""
         if isinstance(name, str) and _is_plain_attribute(name):
-            if isinstance(value, type) and issubclass(value, _Inert) and value is not _Inert:
-                module, outer = value._names
+            if isinstance(value, _InertClass) and value.names[0]:
+                module, outer = value.names
                 return self._note(module, f"{outer}.{name}")
-            if isinstance(value, _Inert):
+            if isinstance(value, _Inert) and may_take_attribute(*type(value).names, own=self._own):
                 return _Inert()
         raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
 
@@ -96,7 +105,9 @@ def _is_plain_attribute(name: str) -> bool:
     return name.isidentifier() and not name.startswith("_") and name not in TELLING
 
 
-def names_in(stream: IO[bytes], **options: Any) -> tuple[list[tuple[str, str]], object]:
+def names_in(
+    stream: IO[bytes], *, own: Callable[[str], bool] = lambda module: False, **options: Any
+) -> tuple[list[tuple[str, str]], object]:
     """Return the (module, name) pairs that one pickle would import, and its value if that is a plain one.
 
     Reads exactly one pickle from the stream, and calls nothing that it names.
@@ -108,13 +119,13 @@ def names_in(stream: IO[bytes], **options: Any) -> tuple[list[tuple[str, str]], 
 
     if copyreg._inverted_registry:  # type: ignore[attr-defined]  # codes that stand for names: nobody uses them
         raise UnsafeContentError("this process has registered pickle extension codes, which hide names")
-    unpickler = _DryUnpickler(stream, **options)
+    unpickler = _DryUnpickler(stream, own=own, **options)
     try:
         value = unpickler.load()
     except UnsafeContentError:
         raise
     except Exception as error:  # hostile bytes can raise nearly anything
-        found = _worst(unpickler.names, lambda module: False)
+        found = _worst(unpickler.names, own)
         named = f"it names {found}, and " if found else ""
         raise UnsafeContentError(f"{named}it is not a pickle that can be followed to its end: {error}") from error
     return list(unpickler.names), value
@@ -238,11 +249,21 @@ class _GuardedUnpickler(pickle.Unpickler):
         return value
 
     def _getattr(self, value: object, name: str) -> Any:
+        """Take an attribute, as the dry run has allowed it, of what the value really is."""
+        assert self._policy is not None  # find_class gives this out under a policy only
+        own = self._policy.owns
+        home = value if isinstance(value, type) else type(value)
+        pair = (home.__module__, home.__qualname__)
         if not _is_plain_attribute(name):
-            raise UnsafeContentError(_refusal(self._subject, f"getattr(…, {name!r:.80})", "that reaches anything"))
+            allowed = False
+        elif isinstance(value, type):
+            allowed = judge(pair[0], f"{pair[1]}.{name}", own=own) is not Verdict.DANGEROUS
+        else:
+            allowed = may_take_attribute(*pair, own=own)
+        if not allowed:
+            raise UnsafeContentError(_refusal(self._subject, f"{'.'.join(pair)}.{name}", "that can do anything"))
         found = getattr(value, name)
-        if self._policy is not None:
-            self._policy.require_value(self._subject, ("", name), found)
+        self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
         return found
 
 
@@ -297,7 +318,7 @@ def _check_zip(path: Path, policy: Policy, subject: str, options: dict[str, Any]
         data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
     except RuntimeError as error:
         raise ContentError(f"{subject}: not a whole file of torch: {str(error).splitlines()[0]}") from error
-    names, _ = names_in(io.BytesIO(data), **options)
+    names, _ = names_in(io.BytesIO(data), own=policy.owns, **options)
     policy.check(subject, names, data)
 
 
@@ -308,7 +329,7 @@ def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[s
     # The magic number, the protocol, the system's sizes, the object, the keys of the storages whose bytes follow.
     for number in range(5):
         start = file.tell()
-        names, value = names_in(file, **options)
+        names, value = names_in(file, own=policy.owns, **options)
         end = file.tell()
         file.seek(start)
         policy.check(subject, names, file.read(end - start))

@@ -1,0 +1,441 @@
+"""Attack pickles in every form that is known to slip past scanners; each would leave a file behind if it ran."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cas.config import Trust
+from cas.errors import ContentError, UnsafeContentError
+from cas.load.allowlist import Verdict, judge
+from cas.load.policy import MAGIC, Policy, check_torch_file, names_in
+from cas.load.sources import sources_of
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from cas.load.pytorch import Reading, read_file  # noqa: E402
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """The file that an attack would make."""
+    return tmp_path / "it-ran"
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.function, self.args
+
+
+def touch(trace: Path) -> str:
+    return f"touch {trace}"
+
+
+def string(text: str) -> bytes:
+    data = text.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def attack_system(trace: Path) -> bytes:
+    import os
+
+    return pickle.dumps(Call(os.system, touch(trace)), protocol=2)
+
+
+def attack_eval(trace: Path) -> bytes:
+    return pickle.dumps(Call(eval, f"open({str(trace)!r}, 'w').close()"), protocol=2)
+
+
+def attack_subprocess(trace: Path) -> bytes:
+    return pickle.dumps(Call(subprocess.check_output, ["touch", str(trace)]), protocol=2)
+
+
+def attack_python2_name(trace: Path) -> bytes:
+    return b"c__builtin__\neval\n(" + string(f"open({str(trace)!r}, 'w').close()") + b"tR."
+
+
+def attack_python2_module(trace: Path) -> bytes:
+    return b"ccommands\ngetoutput\n(" + string(touch(trace)) + b"tR."
+
+
+def attack_protocol_0_inst(trace: Path) -> bytes:
+    return b"(S'" + touch(trace).encode() + b"'\nios\nsystem\n."
+
+
+def attack_obj(trace: Path) -> bytes:
+    return b"(cos\nsystem\n" + string(touch(trace)) + b"o."
+
+
+def attack_memo(trace: Path) -> bytes:
+    """STACK_GLOBAL whose strings come out of the memo, behind harmless ones."""
+    return (
+        b"\x80\x04" + string("system") + b"q\x010" + string("posix") + b"q\x020" + string("OrderedDict")
+        + b"0h\x02h\x01\x93(" + string(touch(trace)) + b"tR."
+    )  # fmt: skip
+
+
+def attack_memo_swapped(trace: Path) -> bytes:
+    """The memo entry is overwritten between two uses: a scanner that fills the memo first sees the other name."""
+    return (
+        b"\x80\x04" + string("posix") + b"q\x01" + string("system") + b"q\x02\x93q\x03"
+        + string("collections") + b"q\x010" + string("OrderedDict") + b"q\x020"
+        + b"0h\x03(" + string(touch(trace)) + b"tR."
+    )  # fmt: skip
+
+
+def attack_dup(trace: Path) -> bytes:
+    """The strings are followed by opcodes that scanners do not expect before STACK_GLOBAL."""
+    return (
+        b"\x80\x04" + string("posix") + string("system") + b"20\x94N0\x93(" + string(touch(trace)) + b"tR."
+    )  # fmt: skip
+
+
+def attack_dotted(trace: Path) -> bytes:
+    """A dotted name walks from a harmless module into another."""
+    return b"\x80\x04" + string("torch.serialization") + string("os.system") + b"\x93(" + string(touch(trace)) + b"tR."
+
+
+def attack_getattr(trace: Path) -> bytes:
+    """getattr on a class leads to its globals."""
+    return (
+        b"cbuiltins\ngetattr\n(ctorch.nn.modules.linear\nLinear\n" + string("__init__") + b"tR"
+        b"q\x010cbuiltins\ngetattr\n(h\x01" + string("__globals__") + b"tR."
+    )  # fmt: skip
+
+
+def attack_after_stop(trace: Path) -> bytes:
+    """A broken end: what came before it would have run."""
+    return attack_system(trace)[:-1] + b"\xff"
+
+
+def attack_nested_load(trace: Path) -> bytes:
+    """A function of torch that unpickles bytes."""
+    from torch.storage import _load_from_bytes  # type: ignore[attr-defined]
+
+    inner = io.BytesIO()
+    torch.save(Call(exec, f"open({str(trace)!r}, 'w').close()"), inner)
+    return pickle.dumps(Call(_load_from_bytes, inner.getvalue()), protocol=2)
+
+
+def attack_hidden_call(trace: Path) -> bytes:
+    """partial, then a call of what it made."""
+    return b"cfunctools\npartial\n(cos\nsystem\n" + string(touch(trace)) + b"tR)R."
+
+
+def attack_importlib(trace: Path) -> bytes:
+    return b"cimportlib\nimport_module\n(" + string("os") + b"tR."
+
+
+def attack_runpy(trace: Path) -> bytes:
+    return b"crunpy\nrun_path\n(" + string(str(trace)) + b"tR."
+
+
+def attack_pip(trace: Path) -> bytes:
+    return b"cpip\nmain\n((lp0\n" + string("download") + b"atR."
+
+
+def attack_numpy(trace: Path) -> bytes:
+    code = f"open({str(trace)!r}, 'w').close()"
+    return b"cnumpy.testing._private.utils\nrunstring\n(" + string(code) + b"}tR."
+
+
+def attack_type_hints(trace: Path) -> bytes:
+    """typing.get_type_hints evaluates annotations that are text."""
+    code = f"open({str(trace)!r}, 'w').close()"
+    return (
+        b"ctyping\nget_type_hints\n(ctypes\nSimpleNamespace\n)R}" + string("__annotations__") + b"}" + string("a")
+        + string(code) + b"ssbtR."
+    )  # fmt: skip
+
+
+def attack_code_object(trace: Path) -> bytes:
+    return b"ctypes\nCodeType\n)R."
+
+
+def attack_build(trace: Path) -> bytes:
+    """BUILD with a state that overwrites what a later opcode calls."""
+    return b"ctorch.nn.modules.linear\nLinear\n)\x81}" + string("forward") + b"cos\nsystem\nsb."
+
+
+def attack_path_method(trace: Path) -> bytes:
+    """A method of a plain value that writes a file."""
+    return (
+        b"cbuiltins\ngetattr\n(cpathlib\nPosixPath\n(" + string(str(trace)) + b"tR" + string("write_text") + b"tR("
+        + string("x") + b"tR."
+    )  # fmt: skip
+
+
+def attack_path_function(trace: Path) -> bytes:
+    return (
+        b"\x80\x04" + string("pathlib") + string("PosixPath.touch") + b"\x93(cpathlib\nPosixPath\n("
+        + string(str(trace)) + b"tRtR."
+    )  # fmt: skip
+
+
+def attack_array_method(trace: Path) -> bytes:
+    return (
+        b"\x80\x04" + string("numpy") + string("ndarray.tofile") + b"\x93(cnumpy\nndarray\n(K\x01tR"
+        + string(str(trace)) + b"tR."
+    )  # fmt: skip
+
+
+def attack_map_file(trace: Path) -> bytes:
+    """A storage that makes a file."""
+    return (
+        b"\x80\x04" + string("torch.storage") + string("UntypedStorage.from_file") + b"\x93(" + string(str(trace))
+        + b"\x88K\x08tR."
+    )  # fmt: skip
+
+
+def attack_operation_of_torch(trace: Path) -> bytes:
+    return b"cbuiltins\ngetattr\n(ctorch._C\n_VariableFunctionsClass\n" + string("from_file") + b"tR."
+
+
+def attack_change_of_a_class(trace: Path) -> bytes:
+    """BUILD on a class replaces its methods for the whole process."""
+    return b"ctorch.nn.modules.linear\nLinear\n(N}" + string("forward") + b"cmath\nsqrt\nstb."
+
+
+ATTACKS: list[Callable[[Path], bytes]] = [
+    value for name, value in sorted(globals().items()) if name.startswith("attack_") and callable(value)
+]
+
+
+def zip_file(path: Path, data: bytes) -> Path:
+    """A file as torch.save writes them today, with this pickle in it."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def legacy_file(path: Path, data: bytes, *, place: int = 3) -> Path:
+    """A file as torch before 1.6 wrote them, with this pickle as one of the five."""
+    parts = [
+        pickle.dumps(MAGIC, 2),
+        pickle.dumps(1001, 2),
+        pickle.dumps({}, 2),
+        pickle.dumps({}, 2),
+        pickle.dumps([], 2),
+    ]
+    parts[place] = data
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def load(path: Path, trust: Trust = Trust.SCAN) -> Any:
+    return read_file(path, Reading(trust))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attack_in_a_zip_file_is_refused_and_nothing_runs(
+    attack: Callable[[Path], bytes], tmp_path: Path, trace: Path
+) -> None:
+    path = zip_file(tmp_path / "model.pth", attack(trace))
+    with pytest.raises(UnsafeContentError) as caught:
+        load(path)
+    assert not trace.exists()
+    assert caught.value.exit_code == 9
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("place", range(5))
+def test_attack_in_each_pickle_of_a_legacy_file_is_refused(
+    attack: Callable[[Path], bytes], place: int, tmp_path: Path, trace: Path
+) -> None:
+    path = legacy_file(tmp_path / "model.pth", attack(trace), place=place)
+    with pytest.raises(UnsafeContentError):
+        load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attack_is_refused_without_picklescan(
+    attack: Callable[[Path], bytes], tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "picklescan.scanner", None)  # what Python does where it is not installed
+    with pytest.raises(UnsafeContentError):
+        load(zip_file(tmp_path / "model.pth", attack(trace)))
+    assert not trace.exists()
+
+
+def test_the_attacks_do_run_where_everything_is_trusted(tmp_path: Path, trace: Path) -> None:
+    load(zip_file(tmp_path / "model.pth", attack_memo(trace)), Trust.ALWAYS)
+    assert trace.exists()
+
+
+def test_swapped_memo_attack_is_one(trace: Path) -> None:
+    pickle.loads(attack_memo_swapped(trace))
+    assert trace.exists()
+
+
+def test_refusal_names_what_would_have_been_called(tmp_path: Path, trace: Path) -> None:
+    with pytest.raises(UnsafeContentError, match=r"model\.pth: .*posix\.system") as caught:
+        load(zip_file(tmp_path / "model.pth", attack_system(trace)))
+    assert "CAS_TRUST" in str(caught.value)
+
+
+def test_zip_that_other_parsers_read_differently_is_judged_by_what_torch_reads(tmp_path: Path, trace: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a/data.pkl", attack_system(trace))
+        archive.writestr("a/decoy/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("a/version", "3\n")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 16] ^= 0xFF  # a CRC that is wrong: Python's zipfile refuses, others do not
+    path.write_bytes(data)
+    with pytest.raises((UnsafeContentError, ContentError)):
+        load(path)
+    assert not trace.exists()
+
+
+def test_tar_format_is_refused(tmp_path: Path, trace: Path) -> None:
+    path = tmp_path / "model.pth"
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = attack_system(trace)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(UnsafeContentError, match="tar"):
+        load(path)
+    assert not trace.exists()
+
+
+def test_plain_pickle_is_refused(tmp_path: Path, trace: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(attack_system(trace))
+    with pytest.raises(UnsafeContentError):
+        load(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ContentError, match="plain pickle"):
+        load(path)
+    assert not trace.exists()
+
+
+def test_alias_in_the_checkpoints_own_code_is_found_out_when_it_is_looked_up(tmp_path: Path, trace: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model_def.py").write_text("import os\nfrom os import system as harmless_looking\n")
+    reading = Reading(Trust.SCAN, sources_of(code))
+    alias = b"cmodel_def\nharmless_looking\n(" + string(touch(trace)) + b"tR."
+    with pytest.raises(UnsafeContentError, match=r"posix\.system"):
+        read_file(zip_file(tmp_path / "a.pth", alias), reading)
+    module = b"cbuiltins\ngetattr\n(cmodel_def\nos\n" + string("system") + b"tR(" + string(touch(trace)) + b"tR."
+    with pytest.raises(UnsafeContentError):
+        read_file(zip_file(tmp_path / "b.pth", module), reading)
+    dotted = b"\x80\x04" + string("model_def") + string("os.system") + b"\x93(" + string(touch(trace)) + b"tR."
+    with pytest.raises(UnsafeContentError):
+        read_file(zip_file(tmp_path / "c.pth", dotted), reading)
+    assert not trace.exists()
+
+
+def test_code_that_nobody_vouches_for_does_not_run(tmp_path: Path) -> None:
+    path = zip_file(tmp_path / "model.pth", b"cmodel_def\nNet\n)R.")
+    with pytest.raises(UnsafeContentError, match=r"model_def\.Net"):
+        check_torch_file(path, Policy(vouched=False))
+    check_torch_file(path, Policy())
+
+
+def test_what_torch_itself_saves_is_let_through(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    import random
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.LayerNorm(4), torch.nn.LSTM(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 3))[0].sum().backward()
+    optimizer.step()
+    state = {
+        "models_state_dict": [model.state_dict()],
+        "optimizers_state_dict": [optimizer.state_dict()],
+        "rng_state": {
+            "cpu_rng_state": torch.random.get_rng_state(),
+            "np_rng_state": numpy.random.get_state(),
+            "rand_rng_state": random.getstate(),
+            "generator": numpy.random.default_rng(1),
+        },
+        "values": (1, 2.5, None, b"x", numpy.float64(3.5), torch.float16, torch.device("cpu"), torch.Size([1])),
+        "containers": collections.Counter("aab"),
+        "sparse": torch.eye(2).to_sparse(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "path": Path("a/b"),
+    }
+    for legacy in (False, True):
+        path = tmp_path / f"state-{legacy}.pth"
+        torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+        check_torch_file(path, Policy(vouched=False))
+        found = load(path)
+        assert torch.equal(found["models_state_dict"][0]["0.weight"], model[0].weight)
+    torch.save(model, tmp_path / "model.pth")
+    check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
+    assert isinstance(load(tmp_path / "model.pth"), torch.nn.Sequential)
+
+
+def test_functions_of_torch_in_a_module_are_let_through(tmp_path: Path) -> None:
+    model = torch.nn.TransformerEncoderLayer(4, 2, 8, activation=torch.nn.functional.gelu)
+    model.extra = torch.tanh
+    torch.save(model, tmp_path / "model.pth")
+    assert load(tmp_path / "model.pth").extra is torch.tanh
+
+
+def test_trust_never_loads_weights_and_nothing_else(tmp_path: Path, trace: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    torch.save(model, tmp_path / "model.pth")
+    assert load(tmp_path / "weights.pth", Trust.NEVER).keys() == {"weight", "bias"}
+    with pytest.raises(UnsafeContentError, match="never"):
+        load(tmp_path / "model.pth", Trust.NEVER)
+    with pytest.raises(UnsafeContentError, match="never"):
+        load(zip_file(tmp_path / "attack.pth", attack_system(trace)), Trust.NEVER)
+    assert not trace.exists()
+
+
+def test_dry_run_reads_exactly_one_pickle() -> None:
+    stream = io.BytesIO(pickle.dumps(collections.OrderedDict(a=1), 2) + b"rest")
+    names, _ = names_in(stream)
+    assert names == [("collections", "OrderedDict")]
+    assert stream.read() == b"rest"
+
+
+def test_every_stdlib_name_outside_the_list_is_dangerous() -> None:
+    for module, name in [
+        ("os", "system"),
+        ("shutil", "rmtree"),
+        ("ctypes", "CDLL"),
+        ("code", "interact"),
+        ("io", "open"),
+    ]:
+        assert judge(module, name) is Verdict.DANGEROUS
+    assert judge("collections", "OrderedDict") is Verdict.HARMLESS
+    assert judge("timm.models.resnet", "ResNet") is Verdict.VOUCHED
+    assert judge("torch.nn.modules.linear", "Linear") is Verdict.HARMLESS
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_attacks_are_pickles(attack: Callable[[Path], bytes], trace: Path) -> None:
+    """Each can be disassembled up to what makes it bad, so none is refused for being garbage."""
+    opcodes = []
+    try:
+        opcodes.extend(opcode.name for opcode, _, _ in pickletools.genops(attack(trace)))
+    except ValueError:
+        assert attack is attack_after_stop
+    assert attack is attack_after_stop or opcodes[-1] == "STOP"
