@@ -10,7 +10,6 @@ import json
 import logging
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from cas.index.store import Store, check_uuid, open_store
 from cas.load.links import LinkReport, Materializer, is_complete
 from cas.load.loading import load_folder, user_folder
 from cas.load.views import AbsentBlobsError, make_view
-from cas.registry.local import LOCAL, record_local, record_removed
+from cas.registry.local import LOCAL, check_local, record_local, record_removed
 from cas.registry.records import CheckpointRecord, State
 from cas.transfer.adopt import ingest_folder
 from cas.transfer.fetch import PullReport, pull
@@ -195,9 +194,7 @@ class Checkpoint:
         """
         policy = Trust(trust) if trust is not None else self.settings.trust
         folder = self.view() if path is None else Path(self.download(path))
-        return load_folder(
-            folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs
-        )
+        return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs)
 
     @staticmethod
     def load_from_path(
@@ -230,8 +227,9 @@ class Checkpoint:
         if manifest is not None and manifest.complete:
             absent = [digest for digest in _digests(manifest) if not self.store.has(digest)]
             if not absent:
-                for entry in manifest.files if on_file else ():
-                    on_file(entry)
+                if on_file is not None:
+                    for entry in manifest.files:
+                        on_file(entry)
                 self.pull_report = None
                 return manifest
         storage = self.record.experiment_config.get("checkpoint_storage")
@@ -317,35 +315,38 @@ def add(
     chosen = settings or Settings.load()
     name = check_uuid(uuid.lower()) if uuid is not None else str(uuids.uuid4())
     store = open_store(chosen.home)
-    with _only_once(store, name):
+    said = {
+        "uuid": name,
+        "experiment": experiment,
+        "trial": trial,
+        "steps": steps,
+        "metrics": metrics,
+        "searcher_metric": searcher_metric,
+        "smaller_is_better": smaller_is_better,
+        "hparams": hparams,
+        "metadata": metadata,
+        "config": config,
+    }
+    check_local(store, **said)
+    _require_new(store, name)
+    while True:
         manifest = ingest_folder(store, Path(path), settings=chosen)
-        record = record_local(
-            store,
-            uuid=name,
-            experiment=experiment,
-            trial=trial,
-            steps=steps,
-            metrics=metrics,
-            searcher_metric=searcher_metric,
-            smaller_is_better=smaller_is_better,
-            hparams=hparams,
-            metadata=metadata if metadata is not None else _metadata_in(store, manifest),
-            config=config,
-            resources=_resources(manifest),
-            durable=True,
-        )
-        while store.tag(LOCAL, name, manifest, durable=True):
-            manifest = ingest_folder(store, Path(path), settings=chosen)  # somebody removed blobs in between
+        if not store.tag(LOCAL, name, manifest, durable=True):
+            break  # else somebody removed blobs in between
+    if metadata is None:
+        said["metadata"] = _metadata_in(store, manifest)
+    # Last, so that no query ever finds a checkpoint whose files did not get here.
+    record = record_local(store, **said, resources=_resources(manifest), durable=True)
     return Checkpoint(record, settings=chosen)
 
 
-@contextmanager
-def _only_once(store: Store, uuid: str) -> Iterator[None]:
-    if store.refs.of(LOCAL, uuid):
-        manifest = store.resolve(LOCAL, uuid)
-        if manifest is not None and manifest.complete and not store.absent(manifest):
-            raise UsageError(f"checkpoint {uuid} is in the store already; `cas rm {uuid}` removes it")
-    yield
+def _require_new(store: Store, uuid: str) -> None:
+    known = store.records.get(LOCAL, "checkpoint", uuid)
+    if known is None or known.data.get("state") == State.DELETED:
+        return
+    manifest = store.resolve(LOCAL, uuid)
+    if manifest is not None and manifest.complete and all(store.has(digest) for digest in _digests(manifest)):
+        raise UsageError(f"checkpoint {uuid} is in the store already; `cas rm {uuid}` removes it")
 
 
 def _resources(manifest: Manifest) -> dict[str, int]:

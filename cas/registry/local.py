@@ -21,10 +21,34 @@ from cas.registry.records import (
 )
 from cas.registry.values import is_name, is_whole, plain
 
-__all__ = ["LOCAL", "record_local", "record_removed"]
+__all__ = ["LOCAL", "check_local", "record_local", "record_removed"]
 
 
-def record_local(
+def check_local(store: Store, **said: Any) -> None:
+    """Check what `record_local` would be given, before gigabytes are copied; writes nothing.
+
+    Raises:
+        UsageError: as `record_local`.
+    """
+    _plan(store, **said)
+
+
+def record_local(store: Store, *, durable: bool = False, **said: Any) -> CheckpointRecord:
+    """Write down a checkpoint that was added here, with its trial and experiment; return its record.
+
+    An experiment's configuration, searcher metric and direction are said once; later checkpoints inherit them.
+    With `durable`, what is written survives a power cut when this returns. `said` is what `_plan` takes.
+
+    Raises:
+        UsageError: an argument is not what it must be, contradicts another, or what was said before.
+    """
+    with store.exclusive("records of local"):  # so that two adds at once cannot contradict each other
+        record, new = _plan(store, **said)
+        remember(store, LOCAL, new, durable=durable)
+    return record
+
+
+def _plan(
     store: Store,
     *,
     uuid: str,
@@ -38,21 +62,12 @@ def record_local(
     metadata: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     resources: Mapping[str, int] | None = None,
-    durable: bool = False,
-) -> CheckpointRecord:
-    """Write down a checkpoint that was added here, with its trial and experiment; return its record.
-
-    An experiment's configuration, searcher metric and direction are said once; later checkpoints inherit them.
-    With `durable`, what is written survives a power cut when this returns.
-
-    Raises:
-        UsageError: an argument is not what it must be, contradicts another, or what was said before.
-    """
-    wanted = canonical_uuid(uuid)
+) -> tuple[CheckpointRecord, list[Record]]:
+    """Return the checkpoint's record, and all records that are new with it."""
     _check_ids(experiment, trial, steps)
     checkpoint = CheckpointRecord(
         registry=LOCAL,
-        uuid=wanted,
+        uuid=canonical_uuid(uuid),
         experiment_id=experiment,
         trial_id=trial,
         steps_completed=steps,
@@ -64,13 +79,11 @@ def record_local(
     )
     searcher = _Searcher(searcher_metric, smaller_is_better)
     given = _mapping("config", config)
-    if experiment is None:
-        searcher.require_none()
-        record = replace(checkpoint, experiment_config=given)
-        remember(store, LOCAL, [record], durable=durable)
-        return record
-    with store.exclusive("records of local"):  # so that two adds at once cannot contradict each other
-        return _record_trained(store, checkpoint, searcher, given, durable=durable)
+    if experiment is not None:
+        return _plan_trained(store, checkpoint, searcher, given)
+    searcher.require_none()
+    record = replace(checkpoint, experiment_config=given)
+    return record, [record]
 
 
 def record_removed(store: Store, uuid: str) -> CheckpointRecord | None:
@@ -84,9 +97,9 @@ def record_removed(store: Store, uuid: str) -> CheckpointRecord | None:
     return deleted
 
 
-def _record_trained(
-    store: Store, checkpoint: CheckpointRecord, searcher: _Searcher, given: dict[str, Any], *, durable: bool
-) -> CheckpointRecord:
+def _plan_trained(
+    store: Store, checkpoint: CheckpointRecord, searcher: _Searcher, given: dict[str, Any]
+) -> tuple[CheckpointRecord, list[Record]]:
     known = _known_experiment(store, checkpoint)
     config = searcher.settle(checkpoint.experiment_id, {} if known is None else known.config, given)
     trial = _trial(store, checkpoint)
@@ -100,8 +113,7 @@ def _record_trained(
         new.append(ExperimentRecord(registry=LOCAL, id=checkpoint.experiment_id, name=name, config=config))
     if trial is not None and hparams != trial.hparams:
         new.append(replace(trial, hparams=hparams))
-    remember(store, LOCAL, new, durable=durable)
-    return record
+    return record, new
 
 
 def _known_experiment(store: Store, checkpoint: CheckpointRecord) -> ExperimentRecord | None:
