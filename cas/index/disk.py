@@ -146,7 +146,7 @@ def set_mode(fd: int, mode: int) -> None:
 @_step
 def set_time(path: Path, mtime_ns: int) -> None:
     """Set a file's modification time."""
-    os.utime(path, ns=(mtime_ns, mtime_ns))
+    os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
 
 
 @_step

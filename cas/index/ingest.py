@@ -350,9 +350,10 @@ class Ingest:
     def _take_over(self, source: str, size: int) -> None:
         """Copy the whole, proven ranges of other transfers of the same source into our own file."""
         for folder in _siblings(self.path.parent):
-            for journal in sorted(folder.glob("*.journal")):
-                with contextlib.suppress(OSError, EOFError):
-                    self._take_ranges(journal, source, size)
+            for name in disk.names(folder):
+                if name.endswith(".journal"):
+                    with contextlib.suppress(OSError, EOFError):
+                        self._take_ranges(folder / name, source, size)
 
     def _take_ranges(self, journal: Path, source: str, size: int) -> None:
         entries = [line.payload for line in lines.read(journal)]
@@ -440,6 +441,6 @@ class RangeWriter:
 
 
 def _siblings(folder: Path) -> Iterator[Path]:
-    for other in sorted(folder.parent.glob("*")):
-        if other != folder and other.is_dir():
-            yield other
+    for name in disk.names(folder.parent):
+        if name != folder.name:
+            yield folder.parent / name

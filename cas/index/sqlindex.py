@@ -267,11 +267,11 @@ class _Connection:
         self.database = sqlite3.connect(
             path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+        self._inode = 0 if path is None else os.stat(path).st_ino
         # Not synced: after a power cut the boot has changed, and the index is made again. No WAL: its shared
         # memory file kills a process (SIGBUS) when somebody truncates it.
         for pragma in ("synchronous = OFF", "journal_mode = TRUNCATE", "cell_size_check = ON"):
             self.database.execute(f"PRAGMA {pragma}")
-        self._inode = 0 if path is None else os.stat(path).st_ino
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Ask, and look whether the file was ours all the while: no other process of ours writes meanwhile."""
@@ -289,16 +289,16 @@ class _Connection:
     def writing(self, *, first: bool = False) -> Iterator[sqlite3.Connection]:
         """Change the index in one transaction; it is locked until the file has its time."""
         database = self._opened()
-        database.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         try:
             database.execute("BEGIN IMMEDIATE")
+            # Only now: before, two writers would wait for each other, each with a shared lock that it keeps.
+            database.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             if not first:
                 self._check_untouched()
             yield database
             disk.step("sqlite commit")
             database.execute("COMMIT")
-            if self.path is not None:
-                disk.set_time(self.path, UNTOUCHED)
+            self._mark_untouched()
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 database.execute("ROLLBACK")
@@ -313,13 +313,20 @@ class _Connection:
             raise _DamagedIndexError("it is not open")
         return self.database
 
+    def _mark_untouched(self) -> None:
+        if self.path is not None:
+            try:
+                disk.set_time(self.path, UNTOUCHED)
+            except OSError as error:
+                raise _DamagedIndexError(f"it was removed: {error}") from error
+
     def _check_untouched(self) -> None:
         if self.path is None:
             return
         try:
             stat = os.stat(self.path)
-        except FileNotFoundError as error:
-            raise _DamagedIndexError("it was removed") from error
+        except OSError as error:
+            raise _DamagedIndexError(f"it was removed: {error}") from error
         if (stat.st_ino, stat.st_mtime_ns) != (self._inode, UNTOUCHED):
             raise _DamagedIndexError("somebody else wrote to it")
 
