@@ -158,13 +158,17 @@ class Determined:
             return known
 
     def _known(self, uuid: str) -> CheckpointRecord | None:
-        """What the store knows: this registry's record, else any other's, else that the files are here."""
-        for scope in dict.fromkeys((self._scope, None)):
+        """What the store knows: this registry's record, else any other's, else that the files are here.
+
+        Where the user named a registry of the catalog, only that one counts.
+        """
+        only = self._scope if self._url is None else None
+        for scope in dict.fromkeys((self._scope, only)):
             try:
                 return Catalog(self._store, scope).checkpoint(uuid)
             except NotFoundError:
                 continue
-        names = self._store.refs.registries(uuid)
+        names = [name for name in self._store.refs.registries(uuid) if only in (None, name)]
         return CheckpointRecord(registry=names[0], uuid=uuid) if names else None
 
     def _is_here(self, registry: str, uuid: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from master_simulator import Data, Simulator
 
 import cas.client
 import cas.experimental
@@ -23,7 +24,6 @@ from cas.index.store import open_store
 from cas.registry.catalog import LOCAL, Catalog, Remembering
 from cas.registry.local import record_local, record_removed
 from cas.registry.master import Master
-from tests.master_simulator import Data, Simulator
 
 
 def uuid(number: int) -> str:
@@ -303,6 +303,9 @@ def test_registries_are_kept_apart(server: Simulator, added: None) -> None:
     server.requests()
     assert Determined(registry=server.url).get_experiment(1).top_checkpoint().uuid == uuid(12)
     assert server.requests() == []
+    assert Determined(registry=server.url).get_checkpoint(uuid(12)).trial_id == 1
+    with pytest.raises(NotFoundError, match="no checkpoint"):
+        Determined(registry=LOCAL).get_checkpoint(uuid(12))
     with pytest.raises(UsageError, match="one of them"):
         Determined(server.url, registry=LOCAL)
 
