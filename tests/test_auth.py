@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from master_simulator import Data, Simulator
 
 from cas.config import DeterminedEnvironment
 from cas.errors import AuthenticationError, MasterError
 from cas.registry.auth import Identity, Login, TokenCache, hashed
 from cas.registry.http import Http
-from tests.master_simulator import Data, Simulator
 
 URL = "http://h:8080"
 NOBODY = DeterminedEnvironment(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from master_simulator import Data, Simulator
 
 from cas.config import DeterminedEnvironment, Settings
 from cas.errors import (
@@ -26,7 +27,6 @@ from cas.registry import select
 from cas.registry.http import Http, Tls, canonical_url
 from cas.registry.master import PAGE, Master
 from cas.registry.records import CheckpointRecord, State
-from tests.master_simulator import Data, Simulator
 
 LOSS = {
     "searcher": {"metric": "loss", "smaller_is_better": True},

@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.errors import ContentError, UsageError
@@ -162,6 +162,7 @@ fields = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(fields, json_values))
 def test_any_json_is_a_record_or_a_content_error(data: dict[str, object]) -> None:
     for read in (
@@ -173,6 +174,7 @@ def test_any_json_is_a_record_or_a_content_error(data: dict[str, object]) -> Non
             json.dumps(read().to_json(), allow_nan=False, ensure_ascii=False).encode("utf-8")
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_plain_values_survive_json(value: object) -> None:
     made = plain(value)

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cas.errors import NotFoundError, UsageError
@@ -88,6 +88,7 @@ def lists(draw: st.DrawFn) -> list[CheckpointRecord]:
     ]
 
 
+@settings(deadline=None)
 @given(
     lists(),
     st.sampled_from([(None, None), (None, True), ("loss", None), ("acc", True), ("acc", False), ("loss", False)]),
@@ -118,6 +119,7 @@ def test_best_and_top_n_are_the_plain_definition(
     assert each == sorted(expected, key=lambda a: ranks[a.uuid])
 
 
+@settings(deadline=None)
 @given(lists())
 def test_latest_is_the_plain_definition(records: list[CheckpointRecord]) -> None:
     completed = [record for record in records if record.state == "COMPLETED"]
@@ -133,6 +135,7 @@ def test_latest_is_the_plain_definition(records: list[CheckpointRecord]) -> None
     )
 
 
+@settings(deadline=None)
 @given(lists(), st.randoms())
 def test_the_order_of_the_list_does_not_matter(records: list[CheckpointRecord], random: Any) -> None:
     shuffled = list(records)
