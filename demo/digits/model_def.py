@@ -19,7 +19,7 @@ class Digits(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(n, 64)` pixels from 0 to 1 → `(n, 10)` scores."""
-        return self.head(self.backbone(pixels))  # type: ignore[no-any-return]
+        return self.head(self.backbone(pixels))
 
 
 class DigitsTrial:
