@@ -88,6 +88,8 @@ class _DryUnpickler(pickle.Unpickler):
         return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] in ("module", b"module"):
+            return pid[1]  # a class with its source text, as torch before 1.6 wrote it
         return _Inert()
 
     def _getattr(self, value: object, name: object) -> Any:
