@@ -1,0 +1,118 @@
+"""What checkpoint folders are recognized as; nothing here needs a framework."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cas.errors import ContentError, NotFoundError
+from cas.load.layouts import Kind, recognize
+from cas.load.policy import MAGIC
+
+DATA = Path(__file__).parent / "data" / "checkpoints"
+
+
+def make(folder: Path, *names: str, **documents: object) -> Path:
+    """Make empty files, and JSON documents named by their stem."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_bytes(b"")
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sample", "kind", "file", "entrypoint"),
+    [
+        ("a_two_models", Kind.TORCH_TRIAL, "state_dict.pth", "model_def:TwoModelTrial"),
+        ("d_keras_callback", Kind.KERAS_CALLBACK, "model_checkpoint", None),
+        ("g_legacy_0_12_5_model_state_dict", Kind.TORCH_TRIAL, "state_dict.pth", "model_def:OldTrial"),
+        ("j_tf_saved_model", Kind.SAVED_MODEL, "inference/1591920000", "model_def:EstTrial"),
+        ("k_legacy_keras_h5", Kind.KERAS_TRIAL, "determined-keras-model.h5", "model_def:KTrial"),
+    ],
+)
+def test_real_checkpoints_are_recognized(sample: str, kind: Kind, file: str, entrypoint: str | None) -> None:
+    layout = recognize(DATA / sample)
+    assert layout.kind is kind
+    assert layout.file == DATA / sample / file
+    assert layout.entrypoint == entrypoint
+
+
+def test_hyperparameters_come_from_where_each_version_wrote_them() -> None:
+    assert recognize(DATA / "g_legacy_0_12_5_model_state_dict").hparams["hidden"] == 6
+    assert recognize(DATA / "a_two_models").hparams == {}
+
+
+def test_registry_fills_in_what_the_folder_does_not_say(tmp_path: Path) -> None:
+    make(tmp_path, "state_dict.pth", "code/model_def.py")
+    known = {"experiment_config": {"entrypoint": "model_def:T"}, "hparams": {"a": 1}}
+    layout = recognize(tmp_path, known)
+    assert (layout.kind, layout.entrypoint, layout.hparams) == (Kind.TORCH_TRIAL, "model_def:T", {"a": 1})
+    assert recognize(tmp_path).kind is Kind.TORCH_FILE
+
+
+def test_module_comes_before_the_state_dict_beside_it(tmp_path: Path) -> None:
+    make(tmp_path, "model.pth", "state_dict.pth", "code/model_def.py")
+    assert recognize(tmp_path).kind is Kind.TORCH_MODULE
+
+
+def test_keras_weights_are_named_by_their_common_start(tmp_path: Path) -> None:
+    stem = "determined-keras-model-weights"
+    make(tmp_path, f"{stem}.index", f"{stem}.data-00000-of-00001", "checkpoint", "code/model_def.py")
+    layout = recognize(tmp_path)
+    assert (layout.kind, layout.file) == (Kind.KERAS_TRIAL, tmp_path / stem)
+
+
+def test_files_of_torch_are_recognized_by_how_they_begin(tmp_path: Path) -> None:
+    make(tmp_path, "notes.bin", "other.pt")
+    with pytest.raises(NotFoundError):
+        recognize(tmp_path)
+    with zipfile.ZipFile(tmp_path / "weights.bin", "w") as archive:
+        archive.writestr("weights/data.pkl", b"")
+    assert recognize(tmp_path).file == tmp_path / "weights.bin"
+    (tmp_path / "weights.bin").unlink()
+    (tmp_path / "old.ckpt").write_bytes(pickle.dumps(MAGIC, 2) + pickle.dumps(1001, 2))
+    assert recognize(tmp_path).file == tmp_path / "old.ckpt"
+
+
+def test_what_is_no_model_is_said_with_what_was_found_and_what_would_do() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        recognize(DATA / "c_core_api")
+    message = str(caught.value)
+    for part in ("a/", "dots.tar.gz", "metadata.json", "with space and ünïcode.txt", "model.pth", "saved_model.pb"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_empty_and_missing_folders_are_said(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="it holds nothing"):
+        recognize(tmp_path)
+    with pytest.raises(NotFoundError, match="no such folder"):
+        recognize(tmp_path / "missing")
+
+
+def test_many_files_are_counted_and_not_all_named(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{number:03}.txt" for number in range(500)))
+    with pytest.raises(NotFoundError, match=r"007\.txt and 492 more") as caught:
+        recognize(tmp_path)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"experiment_config": [], "hparams": "x"}', "\ud800"])
+def test_damaged_metadata_counts_as_none(tmp_path: Path, text: str) -> None:
+    make(tmp_path, "model.pth")
+    (tmp_path / "metadata.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    (tmp_path / "load_data.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert recognize(tmp_path).hparams == {}
+
+
+def test_several_saved_models_are_an_error(tmp_path: Path) -> None:
+    make(tmp_path, "b/saved_model.pb", "a/saved_model.pb")
+    with pytest.raises(ContentError, match=r"2 SavedModels \(a, b\)"):
+        recognize(tmp_path)

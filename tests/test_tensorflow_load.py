@@ -1,0 +1,161 @@
+"""Loading with real TensorFlow; run in a process of its own (`-m tensorflow`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cas.config import Trust
+from cas.errors import CasError, ContentError, UnsafeContentError
+from cas.index.manifest import FileEntry, Manifest
+from cas.index.paths import RelativePath
+from cas.index.store import Store
+from cas.load.loading import load_folder, user_folder
+from cas.load.views import make_view
+
+pytestmark = [pytest.mark.tensorflow, pytest.mark.filterwarnings("default")]
+
+DATA = Path(__file__).parent / "data" / "checkpoints"
+SAVED_MODEL = DATA / "j_tf_saved_model"
+KERAS = DATA / "k_legacy_keras_h5"
+CALLBACK = DATA / "d_keras_callback"
+OUTPUT = [[0.946421, 0.670538, 0.135537, 0.706789, 0.1077]]
+KERAS_OUTPUT = [[0.594938, 0.971833]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tensorflow() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("tensorflow")
+
+
+def load_path(path: Path, **options: Any) -> Any:
+    with user_folder(path) as view:
+        return load_folder(view, **options)
+
+
+def serve(model: Any) -> list[list[float]]:
+    import numpy
+    import tensorflow as tf
+
+    found = model.signatures["serving_default"](x=tf.constant(numpy.ones((1, 4), "float32")))
+    return next(iter(found.values())).numpy().tolist()
+
+
+def close(found: Any, expected: Any) -> bool:
+    import numpy
+
+    return bool(numpy.allclose(found, expected, atol=2e-6))
+
+
+def test_saved_model_loads_with_its_signatures() -> None:
+    model = load_path(SAVED_MODEL)
+    assert set(model.signatures) == {"serving_default", "predict"}
+    assert close(serve(model), OUTPUT)
+
+
+def test_saved_model_loads_without_running_code_under_trust_never() -> None:
+    assert close(serve(load_path(SAVED_MODEL, trust=Trust.NEVER)), OUTPUT)
+
+
+def test_tags_choose_the_graph() -> None:
+    assert close(serve(load_path(SAVED_MODEL, tags=["serve"])), OUTPUT)
+    with pytest.raises(ContentError, match=r"\['train'\]") as caught:
+        load_path(SAVED_MODEL, tags=["train"])
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_reach_tensorflow() -> None:
+    import tensorflow as tf
+
+    options = tf.saved_model.LoadOptions(allow_partial_checkpoint=True)
+    assert close(serve(load_path(SAVED_MODEL, options=options)), OUTPUT)
+    with pytest.raises(TypeError):
+        load_path(SAVED_MODEL, no_such_argument=1)
+
+
+def test_saved_model_loads_from_a_view(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    entries = []
+    for path in sorted(SAVED_MODEL.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            name = RelativePath(path.relative_to(SAVED_MODEL).as_posix())
+            entries.append(FileEntry(name, len(data), store.put(data)))
+    view = make_view(store, Manifest.of(entries)).path
+    assert close(serve(load_folder(view, from_store=True)), OUTPUT)
+    store.close()
+
+
+def test_saved_model_loads_from_a_read_only_folder_with_odd_letters_in_its_path(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAVED_MODEL, tmp_path / "mit Leerzeichen und ünïcode"))
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+    model = load_path(folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)  # what was loaded does not need the folder
+    assert close(serve(model), OUTPUT)
+
+
+def test_damaged_saved_model_is_an_error_of_one_line(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAVED_MODEL, tmp_path / "c"))
+    graph = next(folder.rglob("saved_model.pb"))
+    graph.write_bytes(graph.read_bytes()[:500])
+    with pytest.raises(ContentError) as caught:
+        load_path(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_saved_models_are_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SAVED_MODEL, tmp_path / "c"))
+    shutil.copytree(folder / "inference" / "1591920000", folder / "inference" / "1591920001")
+    with pytest.raises(ContentError, match=r"2 SavedModels \(inference/1591920000, inference/1591920001\)"):
+        load_path(folder)
+    assert close(serve(load_path(folder / "inference" / "1591920001")), OUTPUT)
+
+
+def test_keras_weights_are_loaded_into_the_model_that_the_trial_builds(tmp_path: Path) -> None:
+    import numpy
+
+    folder = Path(shutil.copytree(KERAS, tmp_path / "c"))
+    model = load_path(folder)
+    shutil.rmtree(folder)
+    assert close(model(numpy.ones((1, 4), "float32")).numpy(), KERAS_OUTPUT)
+    assert "determined" not in sys.modules
+    with pytest.raises(UnsafeContentError, match="never"):
+        load_path(KERAS, trust=Trust.NEVER)
+
+
+def test_weights_of_the_keras_callback_say_what_to_do() -> None:
+    with pytest.raises(CasError, match="load_weights") as caught:
+        load_path(CALLBACK)
+    assert str(CALLBACK / "model_checkpoint") in str(caught.value)
+
+
+def test_missing_tensorflow_is_said_with_the_extra_to_install() -> None:
+    script = f"""
+        import sys
+        from pathlib import Path
+        sys.modules["tensorflow"] = None  # what Python does where it is not installed
+        from cas.errors import CasError
+        from cas.load.loading import load_folder
+        try:
+            load_folder(Path({str(SAVED_MODEL)!r}))
+        except CasError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True)
+    assert "pip install 'checkpoint-cas[tensorflow]'" in done.stdout.decode()
+    assert len(done.stdout.decode().strip().splitlines()) == 1
