@@ -246,6 +246,13 @@ def test_output_that_cannot_be_written_is_one_line(shell, words):
     assert "the disk is full" in ended.line
 
 
+def test_without_a_stdout_commands_still_work(shell):
+    command = f"{sys.executable} -m cas.cli.main doctor >&-"
+    done = subprocess.run(["sh", "-c", command], env=shell.environment, cwd=shell.folder, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(shell):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
@@ -258,6 +265,26 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(shell):
                 out, err = process.communicate(timeout=30)
 
     assert (process.returncode, out) == (130, "")
+    assert err == "Interrupted; what was fetched is kept: run the same command again to go on\n"
+
+
+def test_ctrl_c_does_not_wait_for_threads_that_go_on(shell):
+    code = (
+        "import sys, threading, time; from cas.cli import main\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "sys.argv = ['cas', '-m', sys.argv[1], 'trial', 'download', '1', '--best']; main.cas()"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-c", code, url]
+        with subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 130
     assert err == "Interrupted; what was fetched is kept: run the same command again to go on\n"
 
 

@@ -62,6 +62,7 @@ def test_what_was_seen_is_listed_and_what_was_fetched_is_here(shell, master):
     assert rows[1]["metric"] == {"name": "loss", "value": 0.25}
 
 
+@pytest.mark.slow  # a master that is gone is asked again for a while
 def test_offline_answers_from_what_was_seen(shell, master):
     shell.run("-m", master.url, "trial", "download", "7", "--best").ok  # noqa: B018
     url = master.url

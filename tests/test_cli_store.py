@@ -142,6 +142,16 @@ def test_check_of_a_sound_store_succeeds(shell, words):
     assert ended.err == ""
 
 
+def test_deep_check_draws_progress_where_that_is_wanted(shell):
+    shell.variables["CAS_PROGRESS"] = "on"
+
+    ended = shell.run("check", "--deep").ok
+
+    assert "checked" in ended.err and "100%" in ended.err
+    assert ended.out.startswith("nothing is damaged (3 blobs, ")
+    assert shell.run("check").ok.err == ""
+
+
 def test_check_names_damage_and_exits_4(shell):
     damage(blobs(shell)[0])
 

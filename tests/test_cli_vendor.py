@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from cli import Shell
@@ -67,3 +68,20 @@ def test_cas_never_hands_over(shell):
     ended = shell.run("user", "login")
 
     assert (ended.code, ended.line) == (2, "cas: no command is called 'user'; see cas --help")
+
+
+def test_a_second_ctrl_c_ends_what_does_not_want_to_end(shell):
+    stubborn = (
+        "try: print('started', flush=True); time.sleep(60)\n    finally: print('wait', flush=True); time.sleep(60)"
+    )
+    install_vendor(shell, f"import time\n    {stubborn}")
+
+    with shell.start("user", "login", program="det") as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "wait\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert err == "Interrupted; run the same command again to go on\n"

@@ -13,6 +13,7 @@ from cas.errors import CasError
 
 if TYPE_CHECKING:
     import argparse
+    from types import FrameType
 
 log = logging.getLogger("cas.cli")
 
@@ -22,12 +23,20 @@ BROKEN_PIPE = 141  # what a shell shows for any command whose reader went away
 
 def cas() -> int:
     """Run the command `cas`."""
-    return run(sys.argv[1:], "cas")
+    return _leave(run(sys.argv[1:], "cas"))
 
 
 def det() -> int:
     """Run the command `det`."""
-    return run(sys.argv[1:], "det")
+    return _leave(run(sys.argv[1:], "det"))
+
+
+def _leave(code: int) -> int:
+    """Do not wait for threads of a work that was interrupted: a store is whole at any moment."""
+    if code == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def run(argv: list[str], program: str) -> int:
@@ -39,12 +48,14 @@ def run(argv: list[str], program: str) -> int:
         _tolerate_odd_names()
         args = commands.parse(argv, program)
         _configure_logging(args)
+        _stop_at_second_interrupt(args.again)
         code = args.run(args)
         sys.stdout.flush()
         return code or 0
     except SystemExit as error:  # --help and --version
         return _end(error.code, program)
     except KeyboardInterrupt:
+        _drop_output()
         output.note(f"Interrupted; {args.again if args else 'nothing was done'}")
         return INTERRUPTED
     except BrokenPipeError:
@@ -85,7 +96,7 @@ def _failed_to(args: argparse.Namespace | None, program: str) -> str:
 def _explained(error: OSError) -> CasError | OSError:
     from cas.index.disk import translate
 
-    return translate(error, str(error.filename or "writing the output")) or error
+    return translate(error, "cannot read or write") or error
 
 
 def _end(code: object, program: str) -> int:
@@ -123,8 +134,28 @@ def _tolerate_odd_names() -> None:
         return escaped, error.start + 1
 
     codecs.register_error("cas", encode)
+    if sys.stdout is None:  # somebody closed it: there is nobody to print for
+        sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="cas")
+
+
+def _stop_at_second_interrupt(again: str) -> None:
+    """Let the first Ctrl-C raise KeyboardInterrupt as ever, and the second end the process at once."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # whoever started us does not want it
+
+    def second(*_: object) -> None:
+        os.write(2, f"Interrupted; {again}\n".encode("ascii", "backslashreplace"))
+        os._exit(INTERRUPTED)
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, second)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, first)
 
 
 def _configure_logging(args: argparse.Namespace) -> None:

@@ -249,7 +249,7 @@ def _verdict(report: CheckReport) -> str:
     later = f"; {report.unproven} will be read before they are used" if report.unproven else ""
     debris = len(report.problems) - len(report.damage)
     found = f"{len(report.damage)} damaged" if report.damage else "nothing is damaged"
-    return f"{found} ({seen}{later})" + (f"; {debris} leftovers that take room" if debris else "")
+    return f"{found} ({seen}{later})" + (f"; leftovers that take room: {debris}" if debris else "")
 
 
 @contextlib.contextmanager
