@@ -104,7 +104,7 @@ def _command(folder: Path, ports: list[int]) -> list[str]:
         "-s3.port.lance=0",
         f"-s3.config={config}",
         "-s3.iam=false",
-        "-volume.max=200",
+        "-volume.max=5000",
         "-master.volumeSizeLimitMB=256",
         "-master.telemetry=false",
         "-volume.preStopSeconds=0",
@@ -155,7 +155,7 @@ def running(parent: Path | None = None) -> Iterator[S3Server]:
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(1)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

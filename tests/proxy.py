@@ -1,0 +1,180 @@
+"""A counting HTTP proxy on the loopback interface in front of a real S3 server, which can also spoil answers.
+
+Signatures stay valid: the client signs the proxy's own address, and the server checks the Host header that it gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote, urlsplit
+
+from s3_server import S3Server
+
+_BLOCK = 256 << 10
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and what was sent back."""
+
+    method: str
+    path: str  # with the query, unquoted
+    headers: dict[str, str]  # names in lower case
+    status: int = 0
+    sent: int = 0  # bytes of the body
+
+
+@dataclass(slots=True)
+class Fault:
+    """What happens to an answer: another one at all, or this one changed."""
+
+    answer: bytes | None = None  # sent as it is, without asking the server; empty: the connection is closed
+    drop: tuple[str, ...] = ()  # request headers that the server does not see
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer, replaced
+    cut: int | None = None  # bytes of the body after which the connection breaks
+    flip: bool = False  # the first byte of the body is another
+
+
+Faults = Callable[[Exchange], Fault | None]
+
+
+@dataclass
+class Proxy:
+    """A running proxy: an S3 server that counts."""
+
+    server: S3Server
+    exchanges: list[Exchange] = field(default_factory=list)
+    faults: Faults = lambda exchange: None
+    delay: float = 0.0  # seconds before each answer
+    pause: float = 0.0  # seconds after each block of a body
+
+    def bodies(self, suffix: str = "") -> int:
+        """How many bytes of objects (whose key ends so) were sent."""
+        found = [one for one in self.exchanges if one.method == "GET" and "?" not in one.path]
+        return sum(one.sent for one in found if one.path.endswith(suffix))
+
+    def count(self, method: str, suffix: str = "") -> int:
+        """How many requests there were for objects whose key ends so."""
+        return sum(1 for one in self.exchanges if one.method == method and urlsplit(one.path).path.endswith(suffix))
+
+
+class _Connection:
+    """One client's connection, and ours to the server."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, upstream: int) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._port = upstream
+        self._server: socket.socket | None = None
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError), self._client, self._client.makefile("rb") as reader:
+            try:
+                while head := _head(reader):
+                    if not self._serve(head):
+                        break
+            finally:
+                if self._server is not None:
+                    self._server.close()
+
+    def _serve(self, head: list[str]) -> bool:
+        method, target, _ = head[0].split(" ", 2)
+        exchange = Exchange(method, unquote(target), _headers(head[1:]))
+        self._proxy.exchanges.append(exchange)
+        if self._proxy.delay:
+            threading.Event().wait(self._proxy.delay)
+        fault = self._proxy.faults(exchange) or Fault()
+        if fault.answer is not None:
+            self._client.sendall(fault.answer)
+            exchange.status = int(fault.answer[9:12] or 0)
+            return False
+        if self._server is None:
+            self._server = socket.create_connection(("127.0.0.1", self._port))
+        lines = [line for line in head if line.partition(":")[0].lower() not in fault.drop]
+        self._server.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        with self._server.makefile("rb", buffering=0) as answer:
+            return self._relay(exchange, fault, answer)
+
+    def _relay(self, exchange: Exchange, fault: Fault, answer: object) -> bool:
+        head = _head(answer)
+        exchange.status = int(head[0].split(" ")[1])
+        headers = _headers(head[1:])
+        kept = [line for line in head if line.partition(":")[0].lower() not in {n.lower() for n in fault.headers}]
+        changed = [f"{name}: {value}" for name, value in fault.headers.items()]
+        if headers.get("transfer-encoding") == "chunked":
+            raise OSError("this proxy knows no chunked answers")
+        self._client.sendall("\r\n".join([*kept, *changed, "", ""]).encode("latin-1"))
+        left = 0 if exchange.method == "HEAD" else int(headers.get("content-length", 0))
+        while left:
+            block = answer.read(min(left, _BLOCK))  # type: ignore[attr-defined]
+            if not block:
+                return False
+            if fault.flip and not exchange.sent:
+                block = bytes([block[0] ^ 1]) + block[1:]
+            if fault.cut is not None and exchange.sent + len(block) > fault.cut:
+                self._client.sendall(block[: fault.cut - exchange.sent])
+                exchange.sent = fault.cut
+                return False
+            self._client.sendall(block)
+            threading.Event().wait(self._proxy.pause)
+            exchange.sent += len(block)
+            left -= len(block)
+        return True
+
+
+def _head(reader: object) -> list[str]:
+    found = []
+    while line := reader.readline(65536):  # type: ignore[attr-defined]
+        if line == b"\r\n":
+            break
+        found.append(line.decode("latin-1").rstrip("\r\n"))
+    return found
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@contextlib.contextmanager
+def counting(server: S3Server) -> Iterator[Proxy]:
+    """Run a proxy in front of a server; `proxy.server` is what clients talk to."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+    proxy = Proxy(replace(server, port=listening.getsockname()[1]))
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=_Connection(proxy, client, server.port).run, daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        with contextlib.suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(5)
+
+
+def answer(status: str, body: str | bytes = "", **headers: str) -> bytes:
+    """Return the bytes of an answer, after which the connection is closed."""
+    body = body.encode() if isinstance(body, str) else body
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def error(status: str, code: str, message: str = "said so", **more: str) -> bytes:
+    """Return an error as S3 says it."""
+    extra = "".join(f"<{name}>{value}</{name}>" for name, value in more.items())
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>'
+    return answer(status, body, Content_Type="application/xml")
