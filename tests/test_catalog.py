@@ -406,6 +406,7 @@ from cas.index.store import Store
 from cas.registry.local import record_local
 home, number = Path(sys.argv[1]), int(sys.argv[2])
 store = Store(home)
+print("ready", flush=True)
 sys.stdin.readline()
 try:
     for step in range(10):
@@ -427,6 +428,8 @@ def test_processes_that_add_at_once_lose_nothing_and_never_contradict_each_other
         )
         for n in range(1, 7)
     ]
+    for child in children:
+        child.stdout.readline()  # type: ignore[union-attr]
     for child in children:
         child.stdin.write("go\n")  # type: ignore[union-attr]
         child.stdin.flush()  # type: ignore[union-attr]
