@@ -40,7 +40,7 @@ class S3Server:
         keys = {"access_key": self.access_key, "secret_key": self.secret_key, "endpoint_url": self.endpoint}
         return {"type": "s3", "bucket": bucket, "prefix": prefix, **keys, **changes}
 
-    def client(self) -> Any:
+    def client(self, *, attempts: int = 5) -> Any:
         """A boto3 client, as users upload with."""
         import boto3
         from botocore.config import Config
@@ -51,7 +51,7 @@ class S3Server:
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5}),
+            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": attempts}),
         )
 
 
@@ -124,7 +124,7 @@ def _wait(server: S3Server, child: subprocess.Popen[bytes], log: Path) -> None:
             break
         except OSError:
             time.sleep(0.05)
-    client = server.client()
+    client = server.client(attempts=1)
     while True:
         try:
             client.create_bucket(Bucket="ready")
@@ -137,7 +137,7 @@ def _wait(server: S3Server, child: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.1)
         finally:
             client.close()
-            client = server.client()
+            client = server.client(attempts=1)
 
 
 @contextlib.contextmanager

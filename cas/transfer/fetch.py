@@ -23,7 +23,7 @@ from cas.index.ingest import Ingest, RangeWriter, Staging
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.ranges import Range
 from cas.index.store import Store, explained
-from cas.transfer import checksums
+from cas.transfer import checksums, forks
 from cas.transfer.checksums import LENGTH_ONLY, Verifier
 from cas.transfer.folder import require_same
 from cas.transfer.plan import PullPlan, Unit, plan_pull, split, unit_of
@@ -91,8 +91,22 @@ def pull(
         NotAllowedError: credentials or permissions are missing.
         NoSpaceError: the disk is full.
     """
+    draw = progress or drawer(settings.progress, uuid[:8])
+    if forks.must_spawn() and (recipe := remote.recipe()) is not None:
+        from cas.transfer.spawned import pull_elsewhere
+
+        return pull_elsewhere(
+            store,
+            recipe,
+            registry=registry,
+            uuid=uuid,
+            settings=settings,
+            expected_sizes=expected_sizes,
+            partial=partial,
+            draw=draw,
+            on_file=on_file,
+        )
     with explained(f"cannot write into {store.home}"):
-        draw = progress or drawer(settings.progress, uuid[:8])
         return _Pull(store, remote, settings, expected_sizes or {}, partial, draw, on_file).run(registry, uuid)
 
 
