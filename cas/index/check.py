@@ -166,7 +166,7 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
                 if entry.digest is None or entry.digest in needed:
                     continue
                 needed.add(entry.digest)
-                if entry.digest not in blobs.sizes:
+                if entry.digest not in blobs.sizes and not store.has(entry.digest):
                     text = f"{entry.path} of checkpoint {uuid} of {registry} is not here; downloading it brings it back"
                     yield Problem(Kind.MISSING_BLOB, store.layout.blob(entry.digest), text, entry.digest, entry.size)
     for digest, size in blobs.sizes.items():

@@ -15,6 +15,7 @@ from cas.index import disk
 
 log = logging.getLogger("cas.index")
 
+UNCLAIMED = 3600.0  # seconds after which a folder without a claim is one of a killed process
 POLL = (0.02, 0.25)  # seconds between tries: the first, and the longest
 
 
@@ -85,6 +86,8 @@ def is_abandoned(path: Path) -> bool:
         import fcntl
 
         first = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _is_old(path.parent)  # killed before it was claimed; a living process claims at once
     except (OSError, ImportError):
         return False
     try:
@@ -101,6 +104,13 @@ def is_abandoned(path: Path) -> bool:
         return False
     finally:
         os.close(first)
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > UNCLAIMED
+    except OSError:
+        return False
 
 
 class ThreadLock:
