@@ -42,6 +42,7 @@ log = logging.getLogger("cas.load")
 METADATA = "metadata.json"
 _WINDOW = 1 << 20  # bytes per read while an interrupted copy is compared
 _NAME = 200  # bytes of the target's name that the folder beside it repeats: with the rest it stays below 255
+_UNCLAIMED = 3600  # seconds after which a folder beside a target that nobody has claimed is a dead process's
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,8 @@ class Materializer:
         if self._exists and not self._target.is_dir():
             raise ForeignContentError(self._target, "is there already, and is not a folder")
         self._record = _Record.read(store, self._target) if self._exists else _Record("", {})
+        for folder in (self._target.parent, self._target) if self._exists else (self._target.parent,):
+            _sweep(folder, _prefix_of(self._target.name))
 
     def add(self, entry: FileEntry) -> None:
         """Take one file whose blob is in the store. Where the target exists, it is only compared now.
@@ -230,7 +233,7 @@ class Materializer:
             ForeignContentError: the target holds something else under its name.
             CheckpointNotFoundError: there is no such blob.
         """
-        with explained(f"cannot write into {self._target}"):
+        with _explained(self._target):
             if self._exists:
                 state = self._compare(entry)
                 with self._lock:
@@ -259,7 +262,7 @@ class Materializer:
         """
         if METADATA in manifest.by_path:
             extra = None
-        with explained(f"cannot write into {self._target}"):
+        with _explained(self._target):
             for entry in manifest.files:
                 if entry.path not in self._added or self._added[entry.path][0].digest != entry.digest:
                     self.add(entry)
@@ -338,9 +341,13 @@ class Materializer:
                 return _State.RIGHT
             if Digest.of_file(path) == entry.digest:
                 return _State.RIGHT
-        elif found.st_size < entry.size and self._is_prefix(path, entry.digest):
+        elif found.st_size < entry.size and not self._is_ours(path, written) and self._is_prefix(path, entry.digest):
             return _State.SHORT
         raise ForeignContentError(path, "has other content than the checkpoint's file")
+
+    def _is_ours(self, path: Path, written: _Written | None) -> bool:
+        """Whether a file is a whole one that we wrote, of another checkpoint: no interrupted copy of this one."""
+        return written is not None and written.matches(os.fspath(path), Digest(written.hex))
 
     def _folder_state(self, folder: str) -> _State:
         path = self._target / folder
@@ -404,7 +411,7 @@ class Materializer:
         if data == extra:
             return False
         written = self._record.files.get(METADATA)
-        if extra.startswith(data) or (written and written.matches(os.fspath(path), Digest(written.hex))):
+        if extra.startswith(data) or self._is_ours(path, written):
             return True
         try:
             json.loads(data)
@@ -557,6 +564,17 @@ class _Linker:
             self.report = replace(self.report, **changes)
 
 
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn errors of the disk into one clear line: in a user's folder anything can go wrong."""
+    doing = f"cannot write into {target}"
+    try:
+        with explained(doing):
+            yield
+    except OSError as error:
+        raise CasError(f"{doing}: {error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
+
+
 def _blob_of(store: Store, digest: Digest, name: str) -> Path:
     path = store.blobs.locate(digest)
     if path is None:
@@ -568,9 +586,7 @@ class _Scratch:
     """A folder of ours beside (or in) a target: what is built lies in `tree` until it is renamed."""
 
     def __init__(self, parent: Path, name: str) -> None:
-        stem = name.encode("utf-8", "surrogateescape")[:_NAME].decode("utf-8", "ignore")
-        _sweep(parent, f".{stem}.")
-        self.folder = parent / f".{stem}.{secrets.token_hex(8)}.part"
+        self.folder = parent / f"{_prefix_of(name)}{secrets.token_hex(8)}.part"
         disk.make_folder(self.folder)
         self._claim = Claim(self.folder / "claim")
         self.tree = self.folder / "tree"
@@ -592,6 +608,11 @@ class _Scratch:
         disk.remove_tree(self.folder)
 
 
+def _prefix_of(name: str) -> str:
+    stem = name.encode("utf-8", "surrogateescape")[:_NAME].decode("utf-8", "ignore")
+    return f".{stem}."
+
+
 def _is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(".part")
 
@@ -603,9 +624,19 @@ def _sweep(parent: Path, prefix: str) -> None:
     except OSError:
         return
     for name in names:
-        if name.startswith(prefix) and _is_part(name) and is_abandoned(parent / name / "claim"):
+        if name.startswith(prefix) and _is_part(name) and _is_left(parent / name):
             log.info("removing %s, which a dead process left", parent / name)
             disk.remove_tree(parent / name)
+
+
+def _is_left(folder: Path) -> bool:
+    claim = folder / "claim"
+    if claim.exists():
+        return is_abandoned(claim)
+    try:
+        return disk.now() - folder.stat().st_mtime > _UNCLAIMED
+    except OSError:
+        return False
 
 
 __all__ = ["METADATA", "LinkReport", "Materializer", "is_complete"]
