@@ -108,12 +108,12 @@ class Checkpoint:
     @cached_property
     def store(self) -> Store:
         """The store that its files are kept in."""
-        return open_store(self.settings.home)
+        return open_store(self.settings.home, stall=self.settings.lock_stall)
 
     @property
     def is_only_copy(self) -> bool:
         """Whether its files lie nowhere but in this store: added here, with no origin."""
-        return not self.record.experiment_config.get("checkpoint_storage")
+        return self.record.registry == LOCAL or not self.record.experiment_config.get("checkpoint_storage")
 
     def __repr__(self) -> str:
         where = f"trial {self.trial_id} of experiment {self.experiment_id}" if self.trial_id is not None else "no trial"
@@ -314,7 +314,7 @@ def add(
     """
     chosen = settings or Settings.load()
     name = check_uuid(uuid.lower()) if uuid is not None else str(uuids.uuid4())
-    store = open_store(chosen.home)
+    store = open_store(chosen.home, stall=chosen.lock_stall)
     said = {
         "uuid": name,
         "experiment": experiment,
@@ -374,7 +374,7 @@ def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
         NotFoundError: the store holds no such checkpoint.
     """
     chosen = settings or Settings.load()
-    store = open_store(chosen.home)
+    store = open_store(chosen.home, stall=chosen.lock_stall)
     plan = plan_remove(store, check_uuid(uuid.lower()))
     report = execute_remove(store, plan)
     if LOCAL in plan.registries:

@@ -192,10 +192,12 @@ def test_a_copied_file_is_hashed_from_the_copy(store: Store, staging: Staging, t
     (tmp_path / "file").write_bytes(data)
     fd = os.open(tmp_path / "file", os.O_RDONLY)
     with staging.ingest(len(data)) as ingest:
-        ingest.copy_from(fd)
+        with ingest.range(0, len(data)) as out:
+            out.copy_from(fd, len(data))
         assert ingest.commit() == Digest.of(data)
-    with pytest.raises(ContentError, match="ends"), staging.ingest(len(data) + 1) as ingest:
-        ingest.copy_from(fd)
+    longer = len(data) + 1
+    with pytest.raises(EOFError), staging.ingest(longer) as ingest, ingest.range(0, longer) as out:
+        out.copy_from(fd, longer)
     os.close(fd)
     assert lies(store.home) == []
 

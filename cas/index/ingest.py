@@ -166,22 +166,6 @@ class Ingest:
             raise
         self._note(offset, end, view)
 
-    def copy_from(self, source: int) -> None:
-        """Copy all of another file, sharing its blocks where the file system can.
-
-        Raises:
-            ContentError: it is shorter than the expected size.
-        """
-        size = os.fstat(source).st_size if self.size is None else self.size
-        for start in range(0, size, disk.COPY_WINDOW):
-            end = min(start + disk.COPY_WINDOW, size)
-            self._begin(start, end)
-            try:
-                disk.copy_range(source, self._fd, start, end - start)
-            except EOFError as error:
-                raise ContentError(f"{error}, but {size} bytes were expected") from error
-            self._note(start, end, None)
-
     def range(self, start: int, end: int) -> RangeWriter:
         """Write one range piece by piece, from one thread: `with ingest.range(0, 100) as out: out.write(data)`.
 

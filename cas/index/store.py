@@ -204,10 +204,11 @@ _stores_lock = locks.ThreadLock()
 _stores: dict[tuple[int, Path], Store] = {}
 
 
-def open_store(home: Path) -> Store:
+def open_store(home: Path, *, stall: float = STALL) -> Store:
     """Return this process's store of a home; the same object each time."""
     key = (os.getpid(), home.absolute())
     with _stores_lock:
         if key not in _stores or not (home / "format.json").exists():
             _stores[key] = Store(home)
+        _stores[key].stall = stall
         return _stores[key]
