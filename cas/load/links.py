@@ -214,7 +214,7 @@ class Materializer:
     ) -> None:
         self._store = store
         self._target = _place_of(Path(os.path.abspath(target)))  # noqa: PTH100 - absolute() keeps `..`
-        self._linker = _Linker(store, link, is_only_copy)
+        self._linker = _Linker(store, self._target, link, is_only_copy)
         self._lock = threading.Lock()
         self._scratch: _Scratch | None = None
         self._added: dict[str, tuple[FileEntry, _State]] = {}
@@ -463,8 +463,9 @@ def _files_below(root: Path) -> Iterator[str]:
 class _Linker:
     """Makes files out of blobs, in the way that was asked for, and counts. Safe to call from several threads."""
 
-    def __init__(self, store: Store, link: Link, is_only_copy: Callable[[Digest], bool]) -> None:
+    def __init__(self, store: Store, target: Path, link: Link, is_only_copy: Callable[[Digest], bool]) -> None:
         self._store = store
+        self._target = target  # for messages
         self._link = link
         self._is_only_copy = is_only_copy
         self._lock = threading.Lock()
@@ -492,9 +493,9 @@ class _Linker:
             self._count(hardlinked=1)
         elif self._link is not Link.COPY and self._reflink(blob, path, entry):
             self._count(reflinked=1)
-        elif self._link is Link.REFLINK:
+        elif self._link is Link.REFLINK and entry.size:
             raise CasError(
-                f"{path.parent}: files cannot share bytes with the store in {self._store.home} (no reflink between the"
+                f"{self._target}: files cannot share bytes with the store in {self._store.home} (no reflink between the"
                 " two); use link=auto or link=copy"
             )
         else:
@@ -513,7 +514,7 @@ class _Linker:
             if not disk.is_link_refusal(error):
                 raise
             raise CasError(
-                f"{path.parent}: no hard links to the store in {self._store.home} can be made ({error.strerror});"
+                f"{self._target}: no hard links to the store in {self._store.home} can be made ({error.strerror});"
                 " use link=auto or link=copy"
             ) from error
         return True
