@@ -67,7 +67,7 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         try:
             path.mkdir(mode=mode, parents=True, exist_ok=True)
             return
-        except FileNotFoundError:  # another process removed the empty folder above in between
+        except (FileNotFoundError, FileExistsError):  # another process removed, or made, a folder above in between
             if attempt == _RACES - 1:
                 raise
 

@@ -104,7 +104,8 @@ class Store:
         path = self.layout.manifest(manifest.digest)
         wanted.update(dict.fromkeys([path.parent, path.parent.parent, self.home]))
         for folder in wanted:
-            disk.sync_folder(folder)
+            with contextlib.suppress(FileNotFoundError):  # of a blob that somebody removed in between
+                disk.sync_folder(folder)
 
     def resolve(self, registry: str, uuid: str) -> Manifest | None:
         """Return what a checkpoint consists of, as far as this store knows; None if it knows nothing.
