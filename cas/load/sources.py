@@ -251,6 +251,18 @@ def sources_of(code: Path) -> Sources:
     return scope
 
 
+def _renew_locks() -> None:
+    """In a forked child: another thread may have held a lock in the parent, and is not here to release it."""
+    global _lock
+    _lock = threading.Lock()
+    for scope in _scopes.values():
+        scope._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 def _read(code: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0

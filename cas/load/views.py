@@ -82,12 +82,12 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
     if found is not None:
         return found
     with explained(f"cannot make a view in {store.home}"):
-        _require_blobs(store, manifest)
+        blobs = _find_blobs(store, manifest)
         staging = store.staging(f"view {manifest.digest.hex}")
         try:
             found = _renew(store, manifest.digest, staging.folder)
             if found is None:
-                stamp = _build(store, manifest, staging.folder / "view")
+                stamp = _build(store, manifest, blobs, staging.folder / "view")
                 found = _publish(store, manifest.digest, staging.folder / "view", stamp)
         finally:
             staging.close()
@@ -103,16 +103,27 @@ def find_view(store: Store, digest: Digest) -> ViewReport | None:
     return stamp.report(folder / "tree", reused=True)
 
 
-def _require_blobs(store: Store, manifest: Manifest) -> None:
+def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
+    """Return where the blobs of a manifest lie, each looked at.
+
+    Raises:
+        AbsentBlobsError: some are not here.
+    """
+    found: dict[Digest, Path] = {}
     absent: dict[Digest, str] = {}
     unknown: list[str] = []
     for entry in manifest.files:
         if entry.digest is None:
             unknown.append(entry.path)
-        elif entry.digest not in absent and store.blobs.locate(entry.digest) is None:
-            absent[entry.digest] = entry.path
+        elif entry.digest not in found and entry.digest not in absent:
+            path = store.blobs.locate(entry.digest)
+            if path is None:
+                absent[entry.digest] = entry.path
+            else:
+                found[entry.digest] = path
     if absent or unknown:
         raise AbsentBlobsError(tuple(absent), (*absent.values(), *unknown))
+    return found
 
 
 # --- the stamp -------------------------------------------------------------------------------------------------
@@ -206,7 +217,7 @@ class _Stamp:
 # --- building --------------------------------------------------------------------------------------------------
 
 
-def _build(store: Store, manifest: Manifest, folder: Path) -> _Stamp:
+def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Path], folder: Path) -> _Stamp:
     """Make the whole view in a folder of ours, and its stamp."""
     tree = folder / "tree"
     disk.make_folder(tree)
@@ -215,7 +226,7 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> _Stamp:
     names |= {parent for directory in manifest.directories for parent in (*directory.parents, directory)}
     for name in sorted(names):
         disk.make_folder(tree / name)
-    linker = _Linker(store, symlinks=_on_overlay(store.home))
+    linker = _Linker(store, blobs, symlinks=_on_overlay(store.home))
     files = tuple(linker.add(tree, entry) for entry in manifest.files)
     folders = {}
     for name in sorted(names, reverse=True):  # the innermost first: in a closed folder nothing can be made
@@ -238,17 +249,18 @@ def _close(folder: Path) -> int:
 class _Linker:
     """Puts files into a view, each in the way that this disk allows."""
 
-    def __init__(self, store: Store, *, symlinks: bool) -> None:
+    def __init__(self, store: Store, blobs: dict[Digest, Path], *, symlinks: bool) -> None:
         self._store = store
+        self._blobs = blobs
         self._symlinks = symlinks
 
     def add(self, tree: Path, entry: FileEntry) -> _File:
-        assert entry.digest is not None  # _require_blobs has seen to it
+        assert entry.digest is not None  # _find_blobs has seen to it
         path = tree / entry.path
-        blob = self._store.layout.blob(entry.digest)
+        blob = self._blobs[entry.digest]
         try:
             if entry.size <= SMALL:
-                kind = self._copy_small(entry, entry.digest, path)
+                kind = self._copy_small(entry, entry.digest, blob, path)
             elif entry.executable:
                 kind = _copy_large(blob, path, 0o555)
             else:
@@ -259,8 +271,8 @@ class _Linker:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
         return _File(entry.path, kind, Signature.of(found), entry.digest.hex)
 
-    def _copy_small(self, entry: FileEntry, digest: Digest, path: Path) -> str:
-        data = self._store.blobs.read(digest)
+    def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> str:
+        data = blob.read_bytes()
         if Digest.of(data) != digest:
             self._store.blobs.put_aside(digest)
             raise FileNotFoundError(path)
