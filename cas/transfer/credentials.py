@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import threading
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cas.errors import NotAllowedError
-from cas.transfer.s3http import Credentials
+from cas.transfer.sigv4 import Credentials
 
 METADATA_SECONDS = 1  # the instance's metadata service is asked last, once: on a laptop nobody answers
 _HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or access_key and secret_key of the storage"
@@ -41,6 +42,8 @@ class Account:
         """
         if self.explicit is not None:
             return self.explicit
+        if (keys := _environment_keys()) is not None:
+            return keys  # what the chain would give; botocore takes 0.15 s to load
         from botocore.exceptions import BotoCoreError
 
         try:
@@ -60,6 +63,8 @@ class Account:
 
     def endpoint(self) -> str | None:
         """Return the endpoint for S3 that the environment or the profile names."""
+        if not _has_configuration() and not any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ):
+            return None
         from botocore.configprovider import ConfiguredEndpointProvider
         from botocore.exceptions import BotoCoreError
 
@@ -75,9 +80,24 @@ class Account:
         return os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or self._configured("ca_bundle")
 
     def _configured(self, name: str) -> str | None:
+        if not _has_configuration():
+            return None
         from botocore.exceptions import BotoCoreError
 
         try:
             return self._session.get_config_variable(name) or None
         except BotoCoreError as error:
             raise NotAllowedError(f"cannot read the AWS configuration: {error}; {_HINT}") from error
+
+
+def _environment_keys() -> Credentials | None:
+    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not access or not secret:
+        return None
+    return Credentials(access, secret, os.environ.get("AWS_SESSION_TOKEN") or os.environ.get("AWS_SECURITY_TOKEN"))
+
+
+def _has_configuration() -> bool:
+    """Whether there is anything that only botocore can read."""
+    named = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
+    return "AWS_PROFILE" in os.environ or "AWS_DEFAULT_PROFILE" in os.environ or Path(named).expanduser().exists()

@@ -19,16 +19,8 @@ from cas.index.paths import RelativePath, check_tree
 from cas.transfer import forks
 from cas.transfer.credentials import Account
 from cas.transfer.remote import Checksum, Listing, Piece, RangesIgnoredError, RemoteFile
-from cas.transfer.s3http import (
-    Credentials,
-    Entry,
-    Head,
-    S3Http,
-    WrongRegionError,
-    by_code,
-    open_session,
-    parse_checksum,
-)
+from cas.transfer.s3http import Connections, Entry, Head, S3Http, WrongRegionError, by_code, parse_checksum
+from cas.transfer.sigv4 import Credentials
 
 PIECE = 256 << 10  # bytes: 64 KiB to 1 MiB are equally fast, and 4 MiB is slower: it leaves the processor's cache
 RENEW = timedelta(minutes=5)  # how long obstore uses keys that the chain may renew
@@ -93,8 +85,12 @@ class S3Remote:
         return found.rstrip("/") if found else None
 
     @cached_property
-    def _verify(self) -> str | bool:
-        return (self._account.ca_bundle() or True) if (self._endpoint or "https:").startswith("https:") else True
+    def _verify(self) -> str | None:
+        return self._account.ca_bundle() if (self._endpoint or "https:").startswith("https:") else None
+
+    @cached_property
+    def _connections(self) -> Connections:
+        return Connections(name=self._url(""), timeout=self._timeout, verify=self._verify)
 
     def _found_region(self) -> str:
         if self._region is None:
@@ -103,16 +99,7 @@ class S3Remote:
 
     def _probed_region(self) -> str:
         """Ask any of AWS' servers where a bucket lies; it says so even where it allows nothing else."""
-        from botocore.awsrequest import AWSRequest
-        from botocore.exceptions import BotoCoreError
-
-        url = _base(self.place.bucket, "us-east-1", None)
-        try:
-            answer = open_session(url, timeout=self._timeout, verify=self._verify).send(
-                AWSRequest("HEAD", url).prepare()
-            )
-        except BotoCoreError as error:
-            raise TransientRemoteError(f"{self.url}: {str(error).splitlines()[0]}") from error
+        answer = self._connections.send("HEAD", _base(self.place.bucket, "us-east-1", None), {})
         return str(answer.headers.get("x-amz-bucket-region") or "us-east-1")
 
     def _base(self) -> str:
@@ -126,8 +113,7 @@ class S3Remote:
                     name=self._url(""),
                     region=self._found_region(),
                     credentials=self._account.credentials,
-                    timeout=self._timeout,
-                    verify=self._verify,
+                    connections=self._connections,
                 )
             return self._http_now
 
@@ -233,7 +219,7 @@ class S3Remote:
             "read_timeout": timedelta(seconds=self._timeout),  # of silence
             "timeout": timedelta(days=1),  # of a whole answer: a slow line is no error
         }
-        if isinstance(self._verify, str):
+        if self._verify is not None:
             options["root_certificate"] = Path(self._verify).read_bytes()
         return S3Store(
             self.place.bucket,

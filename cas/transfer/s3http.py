@@ -8,17 +8,19 @@ from __future__ import annotations
 import base64
 import binascii
 import email.utils
+import os
 import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote, unquote_plus
+from urllib.parse import unquote_plus, urlsplit
 
 from cas.errors import NotAllowedError, RemoteError, TransientRemoteError
 from cas.transfer.remote import Checksum
+from cas.transfer.sigv4 import Credentials, encode_path, encode_query, sign
 
 MAX_PAGES = 10_000  # of 1,000 keys each
 _KINDS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
@@ -26,18 +28,6 @@ _ALLOW = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of an
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccountProblem", "AllAccessDisabled"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _PASSING = {"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "OperationAborted"}
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What requests are signed with."""
-
-    access_key: str
-    secret_key: str
-    token: str | None = None
-
-    def __repr__(self) -> str:
-        return "Credentials(…)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +64,13 @@ class S3Http:
         name: str,
         region: str,
         credentials: Callable[[], Credentials],
-        timeout: float,
-        verify: str | bool = True,
+        connections: Connections,
     ) -> None:
         self.base = base
         self.region = region
         self._name = name
         self._credentials = credentials
-        self._timeout = timeout
-        self._verify = verify
-        self._lock = threading.Lock()
-        self._session: Any = None
+        self._connections = connections
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield all keys with a prefix.
@@ -98,7 +84,7 @@ class S3Http:
             query = {"encoding-type": "url", "list-type": "2", "max-keys": "1000", "prefix": prefix}
             if token is not None:
                 query["continuation-token"] = token
-            entries, token = parse_page(self._send("GET", "", query).content, self._name)
+            entries, token = parse_page(self._send("GET", "", query).body, self._name)
             yield from entries
             if token is None:
                 return
@@ -114,39 +100,87 @@ class S3Http:
         headers = {"x-amz-checksum-mode": "ENABLED"} if part is None else {}
         return parse_head(self._send("HEAD", key, query, headers))
 
-    def _send(self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Any:
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials as Signer
-        from botocore.exceptions import BotoCoreError
-
-        text = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        url = f"{self.base}/{quote(key, safe='/-_.~')}" + (f"?{text}" if text else "")
-        request = AWSRequest(method=method, url=url, headers=dict(headers or {}))
-        mine = self._credentials()
-        S3SigV4Auth(Signer(mine.access_key, mine.secret_key, mine.token), "s3", self.region).add_auth(request)
-        try:
-            answer = self._sessions(url).send(request.prepare())
-        except BotoCoreError as error:
-            raise TransientRemoteError(f"{self._name}: {str(error).splitlines()[0]}") from error
-        if answer.status_code not in (200, 206):
-            raise translate(self._name, answer.status_code, answer.headers, answer.content, key=key)
+    def _send(
+        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        parts = urlsplit(self.base)
+        path, text = encode_path(f"{parts.path}/{key}"), encode_query(query)
+        signed = sign(
+            method,
+            host=parts.netloc,
+            path=path,
+            query=text,
+            headers=headers or {},
+            credentials=self._credentials(),
+            region=self.region,
+            now=datetime.now(UTC),
+        )
+        url = f"{parts.scheme}://{parts.netloc}{path}" + (f"?{text}" if text else "")
+        answer = self._connections.send(method, url, signed)
+        if answer.status not in (200, 206):
+            raise translate(self._name, answer.status, answer.headers, answer.body, key=key)
         return answer
 
-    def _sessions(self, url: str) -> Any:
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connections:
+    """A pool of connections, through the proxies that the environment names; safe for threads, and after a fork."""
+
+    def __init__(self, *, name: str, timeout: float, verify: str | None = None) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._pid = 0
+
+    def send(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+        """Send a request with no body.
+
+        Raises:
+            TransientRemoteError: no answer, or not a whole one.
+        """
+        from urllib3.exceptions import HTTPError
+
+        try:
+            answer = self._connected(url).request(
+                method, url, headers=headers, redirect=False, retries=False, timeout=self._timeouts()
+            )
+        except HTTPError as error:
+            raise TransientRemoteError(f"{self._name}: {_plain(error)}") from error
+        return Answer(answer.status, answer.headers, answer.data)
+
+    def _timeouts(self) -> Any:
+        from urllib3 import Timeout
+
+        return Timeout(connect=min(self._timeout, 10.0), read=self._timeout)
+
+    def _connected(self, url: str) -> Any:
+        from urllib.request import getproxies, proxy_bypass
+
+        import urllib3  # without it `import cas` is faster
+
         with self._lock:
-            if self._session is None:
-                self._session = open_session(url, timeout=self._timeout, verify=self._verify)
-            return self._session
+            if self._pool is None or self._pid != os.getpid():
+                parts = urlsplit(url)
+                proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+                options: dict[str, Any] = {"maxsize": 16, "cert_reqs": "CERT_REQUIRED", "ca_certs": self._verify}
+                self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+                self._pid = os.getpid()
+            return self._pool
 
 
-def open_session(url: str, *, timeout: float, verify: str | bool) -> Any:
-    """Return a pool of connections, through the proxies that the environment names."""
-    from botocore.httpsession import URLLib3Session
-    from botocore.utils import get_environ_proxies
-
-    connect = min(timeout, 10.0)
-    return URLLib3Session(verify=verify, proxies=get_environ_proxies(url), timeout=(connect, timeout))
+def _plain(error: Exception) -> str:
+    """Return an error's message without the object that urllib3 puts before it."""
+    return str(error).splitlines()[0].rpartition(">: ")[2][:300]
 
 
 class WrongRegionError(RemoteError):
@@ -189,7 +223,7 @@ def _nanoseconds(text: str | None) -> int | None:
         return None
 
 
-def parse_head(answer: Any) -> Head:
+def parse_head(answer: Answer) -> Head:
     """Read the headers of the answer to a HEAD request."""
     headers = answer.headers
     parts = headers.get("x-amz-mp-parts-count")
@@ -199,7 +233,7 @@ def parse_head(answer: Any) -> Head:
     if headers.get("x-amz-server-side-encryption-customer-algorithm"):
         encryption = "customer"
     return Head(
-        status=answer.status_code,
+        status=answer.status,
         size=int(headers.get("content-length") or 0),
         etag=headers.get("etag"),
         version=headers.get("x-amz-version-id"),

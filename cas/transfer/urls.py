@@ -14,7 +14,7 @@ from cas.index.store import check_uuid
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Remote
 from cas.transfer.s3 import S3Place, S3Remote
-from cas.transfer.s3http import Credentials
+from cas.transfer.sigv4 import Credentials
 
 IN_CLUSTER = Path("/determined_shared_fs")  # where a cluster's containers see the host path of a shared file system
 
