@@ -189,6 +189,14 @@ def test_long_and_odd_names_of_the_target_work(store: Store, tmp_path: Path) -> 
         assert is_complete(store, tmp_path / name, manifest)
 
 
+def test_name_that_is_too_long_below_the_target_is_one_clear_error(store: Store, target: Path) -> None:
+    with pytest.raises(CasError, match="too long") as caught:
+        put(store, target, manifest_of(store, {"/".join(["x" * 249] * 16): BIG}))
+    assert "\n" not in str(caught.value)
+    assert not target.exists()
+    assert leftovers(target) == []
+
+
 def test_folder_that_cannot_be_written_is_said(store: Store) -> None:
     with pytest.raises(CasError, match="cannot write into /proc/checkpoints/here") as caught:
         put(store, Path("/proc/checkpoints/here"), manifest_of(store, FILES))

@@ -205,6 +205,15 @@ def attack_map_file(trace: Path) -> bytes:
     )  # fmt: skip
 
 
+def attack_command_module(trace: Path) -> bytes:
+    """Importing the module is enough."""
+    return b"cpickletools.__main__\nx\n."
+
+
+def attack_own_code(trace: Path) -> bytes:
+    return b"ccas.index.disk\nremove_tree\n(" + string(str(trace)) + b"tR."
+
+
 def attack_operation_of_torch(trace: Path) -> bytes:
     return b"cbuiltins\ngetattr\n(ctorch._C\n_VariableFunctionsClass\n" + string("from_file") + b"tR."
 

@@ -98,6 +98,13 @@ def test_view_of_no_files_is_an_empty_folder(store: Store) -> None:
     assert content(make_view(store, Manifest.of([])).path) == {".": None}
 
 
+def test_name_that_is_too_long_below_the_home_is_one_clear_error(store: Store) -> None:
+    name = "/".join(["x" * 249] * 16)
+    with pytest.raises(UnsafeNameError, match="shorter CAS_HOME") as caught:
+        make_view(store, manifest_of(store, {name: LARGE}))
+    assert "\n" not in str(caught.value)
+
+
 # --- using them again ------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,8 @@ def _is_special(part: str) -> bool:
 
 
 def _is_dangerous(module: str, name: str) -> bool:
+    if module.endswith(".__main__"):  # importing it runs a command
+        return True
     if module in _DANGEROUS_BUT_FOR_LISTED or ("." in name and module in _HARMLESS):
         return True
     if name in _DANGEROUS_NAMES.get(module, frozenset()):
@@ -143,16 +145,19 @@ _HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.") 
 
 # Modules of packages that many people have, with other ways to run code, or to read and write files.
 _DANGEROUS = _words(
-    "IPython _pytest aiohttp cffi cloudpickle dask dill django fabric fsspec gunicorn httpx ipykernel jinja2 joblib"
-    " jsonpickle jupyter keras.models keras.saving keras.src.saving mpmath nltk numba numexpr numpy.ctypeslib"
-    " numpy.distutils numpy.f2py numpy.lib numpy.testing pandas.compat.pickle_compat pandas.core.computation pandas.io"
-    " paramiko pexpect picklescan pip pkg_resources ptyprocess pytest requests setuptools sklearn.datasets sympy"
-    " tensorflow torch._dynamo torch._functorch torch._inductor torch._library torch._numpy torch._ops"
-    " torch._utils_internal torch.classes torch.compiler torch.distributed torch.export torch.fx torch.hub torch.jit"
-    " torch.library torch.multiprocessing torch.onnx torch.ops torch.package torch.profiler torch.serialization"
-    " torch.storage torch.testing torch.utils urllib3 wheel zmq"
+    "_pytest aiohttp boto3 botocore cas.checkpoint cas.cli cas.client cas.experimental cas.index cas.load.links"
+    " cas.load.loading cas.load.pytorch cas.load.sources cas.load.views cas.registry cas.transfer cffi cloudpickle"
+    " dask dill distributed django docker fabric fsspec gunicorn h5py httpx huggingface_hub invoke ipykernel IPython"
+    " jinja2 joblib jsonpickle jupyter keras.models keras.saving keras.src.saving mpmath nltk numba numexpr"
+    " numpy.ctypeslib numpy.distutils numpy.f2py numpy.lib numpy.testing pandas.compat.pickle_compat"
+    " pandas.core.computation pandas.io paramiko pexpect picklescan pip pkg_resources plumbum psutil ptyprocess"
+    " pyarrow pytest ray requests ruamel scipy.io setuptools sh sklearn.datasets sympy tensorflow torch._dynamo"
+    " torch._functorch torch._inductor torch._library torch._numpy torch._ops torch._utils_internal torch.classes"
+    " torch.compiler torch.distributed torch.export torch.fx torch.hub torch.jit torch.library torch.multiprocessing"
+    " torch.onnx torch.ops torch.package torch.profiler torch.serialization torch.storage torch.testing torch.utils"
+    " urllib3 wheel yaml zarr zmq"
 )
-_DANGEROUS_BUT_FOR_LISTED = _words("torch torch._C torch._utils torch._tensor")
+_DANGEROUS_BUT_FOR_LISTED = _words("cas torch torch._C torch._utils torch._tensor")
 _DANGEROUS_NAMES = {
     "numpy": _words(
         "DataSource f2py fromfile fromregex genfromtxt lib load loads loadtxt memmap save savetxt savez"

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cas.errors import CasError, CheckpointNotFoundError, ContentError
+from cas.errors import CasError, CheckpointNotFoundError, ContentError, UnsafeNameError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.disk import Signature
@@ -89,6 +89,11 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
             if found is None:
                 stamp = _build(store, manifest, blobs, staging.folder / "view")
                 found = _publish(store, manifest.digest, staging.folder / "view", stamp)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            longest = max((entry.path for entry in manifest.files), key=len, default="")
+            raise UnsafeNameError(longest[:200], f"too long below {store.home}; choose a shorter CAS_HOME") from error
         finally:
             staging.close()
         return found
