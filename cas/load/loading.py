@@ -12,9 +12,6 @@ from typing import Any
 from cas.config import Trust
 from cas.errors import CasError, NotFoundError
 from cas.load.layouts import Kind, recognize
-from cas.load.pytorch import Reading, load_torch
-from cas.load.sources import sources_of
-from cas.load.tf_models import load_keras_trial, load_saved_model, refuse_callback_weights
 
 
 def load_folder(
@@ -42,6 +39,11 @@ def load_folder(
         UnsafeContentError: the trust policy does not allow what would run.
         CasError: the framework is not installed.
     """
+    # Late, because whoever only downloads needs none of it: 15 ms of a command's start.
+    from cas.load.pytorch import Reading, load_torch
+    from cas.load.sources import sources_of
+    from cas.load.tf_models import load_keras_trial, load_saved_model, refuse_callback_weights
+
     layout = recognize(folder, metadata)
     sources = sources_of(layout.code) if layout.code is not None and trust is not Trust.NEVER else None
     if layout.kind is Kind.SAVED_MODEL:
