@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from stat import S_IMODE
 
 from cas.errors import CasError, ContentError
 from cas.index import disk
@@ -53,7 +54,9 @@ class Blobs:
     def publish(self, path: Path, fd: int, digest: Digest, *, durable: bool) -> None:
         """Give a finished file, whose bytes were hashed through `fd`, its name in `blobs/`."""
         target = self._layout.blob(digest)
-        disk.set_mode(fd, 0o444)
+        stat = os.fstat(fd)
+        if S_IMODE(stat.st_mode) != 0o444:
+            disk.set_mode(fd, 0o444)
         sync = durable or self._must_sync
         if sync:
             disk.sync(fd)
@@ -64,7 +67,7 @@ class Blobs:
                 return
             except (FileNotFoundError, ContentError):  # somebody took the other one away in between: place ours
                 log.debug("blob %s was here, and is gone", digest)
-        self._believe(digest, Signature.of(os.fstat(fd)), sealed=sync)
+        self._believe(digest, Signature.of(stat), sealed=sync)
 
     @cached_property
     def _must_sync(self) -> bool:

@@ -138,17 +138,14 @@ class Facts:
         """Return what was last proven of a remote identity's bytes; one without a validator proves nothing."""
         if not identity.has_validator:
             return None
-        for payload in sorted(self._index.facts("origin", identity.key), key=_at, reverse=True):
-            try:
-                return OriginFact(Digest.parse(payload.get("digest", "")), str(payload.get("proof", "")))
-            except ContentError:
-                continue
-        return None
+        return _last_origin(self._index.facts("origin", identity.key))
 
-    def origins(self, identities: Iterable[RemoteIdentity]) -> dict[str, OriginFact]:
-        """Return what is known of many remote identities, by their keys."""
-        found = {identity.key: self.origin(identity) for identity in identities}
-        return {key: fact for key, fact in found.items() if fact is not None}
+    def origins(self, identities: Iterable[RemoteIdentity]) -> dict[RemoteIdentity, OriginFact]:
+        """Return what `origin` does, of many remote identities at once."""
+        keys = {identity: identity.key for identity in identities if identity.has_validator}
+        payloads = self._index.facts_of("origin", keys.values())
+        found = {identity: _last_origin(payloads[key]) for identity, key in keys.items() if key in payloads}
+        return {identity: fact for identity, fact in found.items() if fact is not None}
 
     def add_origin(self, identity: RemoteIdentity, digest: Digest, proof: str) -> None:
         """Record which digest the bytes of a remote identity have, and what proved it."""
@@ -162,6 +159,15 @@ class Facts:
     def add_target(self, path: Path, data: dict[str, Any]) -> None:
         """Record what was materialized in a user's folder."""
         self.add([{"kind": "target", "key": _target_key(path), "at": disk.now(), **data}])
+
+
+def _last_origin(payloads: list[dict[str, Any]]) -> OriginFact | None:
+    for payload in sorted(payloads, key=_at, reverse=True):
+        try:
+            return OriginFact(Digest.parse(payload.get("digest", "")), str(payload.get("proof", "")))
+        except ContentError:
+            continue
+    return None
 
 
 def _at(payload: dict[str, Any]) -> float:

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from cas.errors import ContentError
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteIdentity:
@@ -51,7 +53,7 @@ class RemoteIdentity:
     @property
     def key(self) -> str:
         """One canonical string: equal exactly when the identities are."""
-        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return _ENCODER.encode(self.to_json())
 
 
 def _is_whole(value: object) -> bool:

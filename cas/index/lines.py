@@ -23,6 +23,9 @@ MAX_LINE = 256 << 20  # bytes; longer runs without a newline are damage
 MAX_DEPTH = 100  # of lists and objects within each other: far below where any JSON reader gives up
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def encode(payload: Mapping[str, Any]) -> bytes:
     """Return one line, with its newline. Numbers that JSON does not have become "NaN", "Infinity", "-Infinity".
 
@@ -30,7 +33,7 @@ def encode(payload: Mapping[str, Any]) -> bytes:
         ContentError: the payload is nested too deeply, or is no JSON.
     """
     try:
-        text = json.dumps(_plain(payload, MAX_DEPTH), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _ENCODER.encode(_plain(payload, MAX_DEPTH))
     except (TypeError, ValueError) as error:
         raise ContentError(f"cannot be written as JSON: {error}") from error
     try:

@@ -5,6 +5,7 @@ Holding a `RelativePath` is the proof that a name is safe to create below a fold
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Self
@@ -13,6 +14,9 @@ from cas.errors import UnsafeNameError
 
 MAX_PART = 255  # bytes: what ext4, xfs, btrfs and APFS allow for one name
 MAX_PATH = 4000  # bytes: below Linux' PATH_MAX of 4096, with room for nothing else, so the target must be short
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 
 
 class RelativePath(str):
@@ -60,7 +64,7 @@ def _flaw(text: object) -> str | None:
         return "absolute"
     if "\\" in text:
         return "has a backslash"
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    if _CONTROL.search(text):
         return "has a control character"
     for part in text.split("/"):
         if not part:

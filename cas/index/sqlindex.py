@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,21 @@ class SqlIndex:
         query = "SELECT line FROM fact JOIN source ON source = id WHERE kind = ? AND key = ? ORDER BY path"
         return [payload for (payload,) in self._rows(query, kind, key)]
 
+    def facts_of(self, kind: str, keys: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+        """Return what `facts` does, of many things, by their keys; the files are looked at once."""
+        query = "SELECT line FROM fact JOIN source ON source = id WHERE kind = ? AND key = ? ORDER BY path"
+        wanted = [key for key in dict.fromkeys(keys) if _is_unicode(key)]
+
+        def ask(database: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
+            found = {}
+            for key in wanted:
+                payloads = [_payload(line) for (line,) in database.execute(query, (kind, key))]
+                if payloads:
+                    found[key] = [payload for payload in payloads if payload is not None]
+            return found
+
+        return self._ask(ask)
+
     def record(self, registry: str, kind: str, id: str) -> dict[str, Any] | None:
         """Return the line last seen of one thing of a registry."""
         found = self._rows("SELECT line FROM record WHERE registry = ? AND kind = ? AND id = ?", registry, kind, id)
@@ -93,10 +108,7 @@ class SqlIndex:
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query, whose first column is a line, with the line's payload."""
-        try:
-            for value in values:
-                value.encode("utf-8")
-        except UnicodeEncodeError:  # a name that is not Unicode: nothing of the kind was ever written
+        if not all(map(_is_unicode, values)):  # nothing of the kind was ever written
             return []
 
         def ask(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
@@ -247,6 +259,14 @@ class SqlIndex:
         except OSError as error:
             log.warning("%s cannot be read, so what it says is not known: %s", path, error)
         database.execute("UPDATE source SET offset = ? WHERE id = ?", (offset, source))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Connection:
