@@ -18,6 +18,7 @@ from cas.errors import (
     RemoteError,
 )
 from cas.index.digest import Digest
+from cas.index.facts import OriginFact
 from cas.index.identity import RemoteIdentity
 from cas.index.ingest import Ingest, RangeWriter, Staging
 from cas.index.manifest import FileEntry, Manifest
@@ -136,6 +137,7 @@ class _Pull:
         self._lock = threading.Lock()
         self._relisting = threading.Lock()
         self._second_listing: Listing | None = None
+        self._facts: Mapping[RemoteIdentity, OriginFact] = {}
         self._entries: dict[str, FileEntry] = {}
         self._proofs: dict[str, str] = {}
         self._fetched = self._fetched_files = self._resumed = self._here = 0
@@ -172,16 +174,16 @@ class _Pull:
         return listing
 
     def _plan(self, listing: Listing) -> PullPlan:
-        facts = self._store.facts.origins(file.identity for file in listing.files)
+        facts = self._facts = self._store.facts.origins(file.identity for file in listing.files)
 
         def known(identity: RemoteIdentity) -> Digest | None:
-            return facts[identity.key].digest if identity.key in facts else None
+            return facts[identity].digest if identity in facts else None
 
         return plan_pull(listing, known, self._store.has)
 
     def _execute(self, plan: PullPlan) -> None:
         for file, digest in plan.here:
-            self._take(file, digest, self._known_proof(file))
+            self._take(file, digest, self._facts[file.identity].proof)
         self._here += plan.bytes_here
         units = Workers(UNITS_AT_ONCE, self._stop, "cas-unit")
         self._workers = Workers(self._settings.concurrency, self._stop, "cas-fetch")
@@ -195,10 +197,6 @@ class _Pull:
                 self._stop.set()
                 units.join(LEAVING)
                 raise
-
-    def _known_proof(self, file: RemoteFile) -> str:
-        fact = self._store.facts.origin(file.identity)
-        return fact.proof if fact is not None else LENGTH_ONLY
 
     # --- a unit ------------------------------------------------------------------------------------------------
 
@@ -224,7 +222,7 @@ class _Pull:
         facts = self._store.facts.origins(file.identity for file in unit.files)
         wanted = []
         for file in unit.files:
-            fact = facts.get(file.identity.key)
+            fact = facts.get(file.identity)
             if fact is not None and self._store.has(fact.digest):
                 self._take(file, fact.digest, fact.proof)
                 self._advance(file.size)

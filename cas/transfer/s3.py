@@ -26,6 +26,7 @@ PIECE = 256 << 10  # bytes: 64 KiB to 1 MiB are equally fast, and 4 MiB is slowe
 RENEW = timedelta(minutes=5)  # how long obstore uses keys that the chain may renew
 _MD5 = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 _OF_PARTS = re.compile(r'"([0-9a-f]{32})-([1-9][0-9]{0,4})"', re.ASCII)
+_loading = threading.Lock()
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
@@ -64,6 +65,7 @@ class S3Remote:
         self._account = Account(place.keys)
         self._lock = threading.Lock()
         self._region = place.region
+        self._store: Any = None
         self._unconditional = False  # a server that answers 412 though nothing has changed
 
     @property
@@ -170,10 +172,11 @@ class S3Remote:
         return self._pieces(file, self._get(file, {}), 0, file.size)
 
     def _get(self, file: RemoteFile, options: dict[str, Any]) -> Any:
+        store = self._opened()
         from obstore.exceptions import BaseError, PreconditionError
 
         try:
-            return self._store.get(self._key(file), options=options)
+            return store.get(self._key(file), options=options)
         except PreconditionError as error:
             self._require_same(file, self._head(file))
             if "if_match" not in options:
@@ -195,7 +198,7 @@ class S3Remote:
             raise TransientRemoteError(f"{file.identity.url}: asked for {start} to {end}, got {result.range}")
         at = start
         try:
-            for piece in result.stream(min_chunk_size=PIECE):
+            for piece in [result.bytes()] if end - start <= PIECE else result.stream(min_chunk_size=PIECE):
                 at += len(piece)
                 if at > end:
                     break
@@ -205,8 +208,14 @@ class S3Remote:
         if at != end:
             raise TransientRemoteError(f"{file.identity.url}: {at - start} of {end - start} bytes came")
 
-    @cached_property
-    def _store(self) -> Any:
+    def _opened(self) -> Any:
+        """Return obstore's store; it is loaded by one thread alone, because its modules import each other."""
+        with _loading:
+            if self._store is None:
+                self._store = self._open()
+            return self._store
+
+    def _open(self) -> Any:
         from obstore.store import S3Store
 
         forks.mark_used()
