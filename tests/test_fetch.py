@@ -162,15 +162,18 @@ def test_blobs_that_vanish_are_brought_again(store, pull):
 
 
 def test_blobs_removed_between_their_commit_and_the_ref_are_brought_again(store, pull):
-    gone = []
+    gone, told = [], []
 
     def remove(entry):
+        told.append(str(entry.path))
         if entry.path == "code/b.py" and not gone:
             gone.append(entry)
             store.layout.blob(entry.digest).unlink()
 
     report = pull(MemoryRemote(FILES), on_file=remove)
     assert gone
+    assert sorted(told) == sorted(FILES)
+    assert report.bytes_here == 0
     assert content(store, report.manifest) == FILES
 
 

@@ -161,8 +161,10 @@ def test_waiting_for_a_process_that_died_ends_at_once(proxy, bucket, objects, tm
     assert finish(second)["files"] == digests(objects)
 
 
-def test_memory_does_not_grow_with_the_file(s3_server, bucket, upload, tmp_path):
-    upload({f"p/{UUID}/big.pth": random.Random(1).randbytes(16 * MIB) * 24}, part_size=64 * MIB)
+@pytest.mark.parametrize(("count", "size"), [(1, 384), (60, 7)])
+def test_memory_does_not_grow_with_the_files(s3_server, bucket, upload, tmp_path, count, size):
+    block = random.Random(1).randbytes(MIB)
+    upload({f"p/{UUID}/{n}.pth": n.to_bytes(2, "big") + block * size for n in range(count)}, part_size=64 * MIB)
     code = """
         import json, sys, threading, time
         from pathlib import Path

@@ -164,6 +164,28 @@ def test_keys_that_lie_elsewhere_are_refused(proxied, proxy):
         proxied.list()
 
 
+def test_a_server_that_lists_etags_without_quotes_is_understood(proxied, proxy, upload):
+    upload({key("f"): b"0123456789"})
+    etag = hashlib.md5(b"0123456789").hexdigest()
+    listed = f"<Contents><Key>{key('f')}</Key><Size>10</Size><ETag>{etag}</ETag></Contents>"
+    listed = f"<ListBucketResult>{listed}</ListBucketResult>"
+    proxy.faults = lambda exchange: Fault(answer=answer("200 OK", listed)) if "list-type" in exchange.path else None
+    assert whole(proxied, "f") == b"0123456789"
+
+
+def test_a_server_that_lists_no_etags_is_read_in_one_stream(proxied, proxy, upload, store, settings):
+    upload({key("f"): LARGE})
+    listed = f"<Contents><Key>{key('f')}</Key><Size>{len(LARGE)}</Size></Contents>"
+    listed = f"<ListBucketResult>{listed}</ListBucketResult>"
+    proxy.faults = lambda exchange: Fault(answer=answer("200 OK", listed)) if "list-type" in exchange.path else None
+    report = pull(store, proxied, settings)
+    assert store.blobs.read(report.manifest.files[0].digest) == LARGE
+    assert proxy.count("GET", "/f") == 1
+    assert (
+        "range" not in next(one for one in proxy.exchanges if one.path.endswith("/f") and one.method == "GET").headers
+    )
+
+
 # --- conditional reads -------------------------------------------------------------------------------------------
 
 
@@ -242,7 +264,7 @@ def test_an_object_of_another_length_is_not_the_listed_one(proxied, proxy, uploa
         (b"", TransientRemoteError, ""),
         (error("403 Forbidden", "AccessDenied"), NotAllowedError, "AccessDenied"),
         (error("403 Forbidden", "SignatureDoesNotMatch"), NotAllowedError, "set AWS_PROFILE"),
-        (error("400 Bad Request", "ExpiredToken"), TransientRemoteError, "ExpiredToken"),
+        (error("400 Bad Request", "ExpiredToken"), NotAllowedError, "log in again"),
         (error("400 Bad Request", "InvalidRequest"), RemoteError, "InvalidRequest"),
     ],
 )
@@ -504,6 +526,12 @@ def test_bits_that_stay_flipped_are_an_error_that_names_the_object(store, proxie
     with pytest.raises(DigestMismatchError, match=r"model\.pth: expected crc32:"):
         pull(store, proxied, settings)
     assert not any((store.home / "blobs").glob("*/*"))
+
+
+def test_a_server_that_knows_no_head_can_be_read(store, proxied, proxy, upload, settings):
+    upload({key("model.pth"): LARGE})
+    proxy.faults = lambda one: Fault(answer=answer("405 Method Not Allowed")) if one.method == "HEAD" else None
+    assert pull(store, proxied, settings).proofs == {"model.pth": "length only"}
 
 
 def test_strict_verifies_md5_where_nothing_else_is_declared(store, proxied, proxy, upload, settings):

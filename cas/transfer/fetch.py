@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ from cas.errors import (
     ContentError,
     DigestMismatchError,
     RemoteError,
+    TransientRemoteError,
 )
 from cas.index.digest import Digest
 from cas.index.facts import OriginFact
@@ -39,6 +41,7 @@ OnFile = Callable[[FileEntry], None]
 
 UNITS_AT_ONCE = 2  # while one unit is hashed to its end and committed, the next one keeps the line busy
 SMALL_AT_ONCE = 3  # small files wait for the server, not for bytes: this many times the setting's requests
+ROOMY = 1 << 20  # bytes; of larger files that are read whole, only as many as the setting says are in memory
 LEAVING = 1.0  # seconds that an interrupted pull gives its threads to leave tidily
 YOUNG = 2_000_000_000  # nanoseconds: a local file this young may change again within one tick of its clock
 COPY = 8 << 20  # bytes between two looks at whether to stop, while a local file is copied
@@ -140,19 +143,21 @@ class _Pull:
         self._facts: Mapping[RemoteIdentity, OriginFact] = {}
         self._entries: dict[str, FileEntry] = {}
         self._proofs: dict[str, str] = {}
-        self._fetched = self._fetched_files = self._resumed = self._here = 0
+        self._told: set[str] = set()
+        self._roomy = threading.Semaphore(settings.concurrency)  # as many medium-sized files are in memory at once
+        self._fetched = self._fetched_files = self._resumed = 0
 
     def run(self, registry: str, uuid: str) -> PullReport:
         began = time.monotonic()
         listing = self._list()
+        first = plan = self._plan(listing)
         for _ in range(_ROUNDS):
-            plan = self._plan(listing)
             log.info("%s: %s", self._remote.url, plan)
             self._execute(plan)
             manifest = Manifest.of(self._entries.values(), listing.directories)
             if not self._store.tag(registry, uuid, manifest):
                 break
-            self._second_listing = None
+            self._second_listing, plan = None, self._plan(listing)
         self._store.seal_later(entry.digest for entry in manifest.files if entry.digest is not None)
         return PullReport(
             manifest=manifest,
@@ -160,7 +165,7 @@ class _Pull:
             files_fetched=self._fetched_files,
             bytes_fetched=self._fetched,
             bytes_resumed=self._resumed,
-            bytes_here=self._here,
+            bytes_here=first.bytes_here,
             seconds=time.monotonic() - began,
         )
 
@@ -184,7 +189,6 @@ class _Pull:
     def _execute(self, plan: PullPlan) -> None:
         for file, digest in plan.here:
             self._take(file, digest, self._facts[file.identity].proof)
-        self._here += plan.bytes_here
         units = Workers(UNITS_AT_ONCE, self._stop, "cas-unit")
         self._workers = Workers(self._settings.concurrency, self._stop, "cas-fetch")
         self._small_workers = Workers(self._settings.concurrency * SMALL_AT_ONCE, self._stop, "cas-small")
@@ -247,7 +251,9 @@ class _Pull:
         with self._lock:
             self._entries[file.path] = entry
             self._proofs[file.path] = proof
-        if self._on_file is not None:
+            is_new = file.path not in self._told
+            self._told.add(file.path)
+        if is_new and self._on_file is not None:
             self._on_file(entry)
 
     def _committed(self, file: RemoteFile, digest: Digest, proof: str) -> None:
@@ -286,7 +292,13 @@ class _Pull:
                 mismatches += 1
 
     def _declared(self, file: RemoteFile) -> Checksum | None:
-        declared = self._remote.checksums(file)
+        try:
+            declared = self._remote.checksums(file)
+        except (TransientRemoteError, ChangedError):
+            raise
+        except RemoteError as error:  # a gateway that knows no HEAD, say: the bytes can be read all the same
+            log.info("no checksums of %s: %s", file.identity.url, error)
+            declared = ()
         return checksums.choose(declared, md5=self._strict)
 
     def _fetch_checked(
@@ -404,13 +416,16 @@ class _Pull:
                 file = next(queue, None)
             if file is None:
                 return
-            try:
-                data, proof = self._checked_bytes(file)
-            except ChangedError as error:
-                log.info("%s", error)
-                changed.append(file)
-                continue
-            self._committed(file, staging.put(data), proof)
+            with self._roomy if file.size > ROOMY else contextlib.nullcontext():
+                try:
+                    data, proof = self._checked_bytes(file)
+                except ChangedError as error:
+                    log.info("%s", error)
+                    changed.append(file)
+                    continue
+                digest = staging.put(data)
+                del data
+            self._committed(file, digest, proof)
 
     def _checked_bytes(self, file: RemoteFile) -> tuple[bytes, str]:
         """Return a small file's bytes, and what vouched for them."""

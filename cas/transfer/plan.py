@@ -11,7 +11,9 @@ from cas.index.paths import RelativePath
 from cas.index.ranges import Range
 from cas.transfer.remote import Listing, RemoteFile
 
-RANGE = 16 << 20  # bytes per request of a large file
+RANGE = (
+    16 << 20
+)  # bytes per request: 8 to 32 MiB cost the same 1.1 to 1.2 CPU seconds per GiB; a kill loses one a thread
 SMALL = 8 << 20  # bytes; smaller files are read whole, in batches: one lock and one group of facts for many
 BATCH_BYTES = 64 << 20
 BATCH_FILES = 1000

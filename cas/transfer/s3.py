@@ -19,7 +19,16 @@ from cas.index.paths import RelativePath, check_tree
 from cas.transfer import forks
 from cas.transfer.credentials import Account
 from cas.transfer.remote import Checksum, Listing, Piece, RangesIgnoredError, RemoteFile
-from cas.transfer.s3http import Connections, Entry, Head, S3Http, WrongRegionError, by_code, parse_checksum
+from cas.transfer.s3http import (
+    Connections,
+    Entry,
+    Head,
+    S3Http,
+    WrongRegionError,
+    by_code,
+    parse_checksum,
+    quoted,
+)
 from cas.transfer.sigv4 import Credentials
 
 PIECE = 256 << 10  # bytes: 64 KiB to 1 MiB are equally fast, and 4 MiB is slower: it leaves the processor's cache
@@ -154,7 +163,7 @@ class S3Remote:
         return Listing(tuple(files), tuple(directories))
 
     def _identity(self, entry: Entry) -> RemoteIdentity:
-        return RemoteIdentity(self._url(entry.key), entry.size, etag=entry.etag, modified=entry.modified)
+        return RemoteIdentity(self._url(entry.key), entry.size, etag=quoted(entry.etag), modified=entry.modified)
 
     # --- bytes -------------------------------------------------------------------------------------------------
 
@@ -192,8 +201,7 @@ class S3Remote:
         from obstore.exceptions import BaseError
 
         meta = result.meta
-        if meta["size"] != file.size or meta["e_tag"] != file.identity.etag:
-            raise ChangedError(f"{file.identity.url} was replaced since it was listed")
+        self._require_listed(file, meta["size"], meta["e_tag"])
         if tuple(result.range) != (start, end):
             raise TransientRemoteError(f"{file.identity.url}: asked for {start} to {end}, got {result.range}")
         at = start
@@ -266,7 +274,9 @@ class S3Remote:
         head = self._head(file)
         self._require_same(file, head)
         parts = (
-            self._parts(file, thorough=thorough) if head.is_composite or _OF_PARTS.fullmatch(head.etag or "") else ()
+            self._parts(file, thorough=thorough)
+            if head.is_composite or _OF_PARTS.fullmatch(file.identity.etag or "")
+            else ()
         )
         declared = [parse_checksum(kind, value, parts) for kind, value in head.checksums]
         if head.encryption in (None, "AES256"):
@@ -280,7 +290,11 @@ class S3Remote:
             raise ChangedError(f"{file.identity.url} is gone since it was listed") from error
 
     def _require_same(self, file: RemoteFile, head: Head) -> None:
-        if (head.size, head.etag) != (file.size, file.identity.etag):
+        self._require_listed(file, head.size, head.etag)
+
+    def _require_listed(self, file: RemoteFile, size: int, etag: str | None) -> None:
+        listed = file.identity.etag
+        if size != file.size or (listed is not None and quoted(etag) != listed):
             raise ChangedError(f"{file.identity.url} was replaced since it was listed")
 
     def _parts(self, file: RemoteFile, *, thorough: bool) -> tuple[int, ...]:

@@ -216,6 +216,11 @@ def parse_page(body: bytes, name: str) -> tuple[list[Entry], str | None]:
     return found, (root.findtext(f"{space}NextContinuationToken") or None) if truncated else None
 
 
+def quoted(etag: str | None) -> str | None:
+    """Return an ETag with its quotes: some servers list it without."""
+    return etag if etag is None or etag.endswith('"') else f'"{etag}"'
+
+
 def _nanoseconds(text: str | None) -> int | None:
     try:
         return round(datetime.fromisoformat(text).timestamp() * 1000) * 10**6 if text else None
@@ -272,7 +277,7 @@ def by_code(name: str, status: int, code: str, message: str, *, retry_after: flo
     if code == "NoSuchBucket" or status == 404:
         return RemoteError(f"{said}; is the bucket's name right?" if code == "NoSuchBucket" else said)
     if code in _EXPIRED:
-        return TransientRemoteError(said)
+        return NotAllowedError(f"{said}; log in again (with profiles: `aws sso login`), or check this host's clock")
     if status >= 500 or status in (408, 429) or code in _PASSING:
         return TransientRemoteError(said, retry_after=retry_after)
     if status in (401, 403) or code in _REFUSED:

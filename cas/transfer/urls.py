@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import posixpath
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -100,6 +101,8 @@ def _bucket(storage: Mapping[str, Any], uuid: str, settings: Settings) -> S3Remo
 def _s3(
     bucket: str, prefix: str, endpoint: str | None, settings: Settings, keys: Credentials | None = None
 ) -> S3Remote:
+    if missing := [name for name in ("obstore", "botocore") if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"S3 needs {' and '.join(missing)}; `pip install 'checkpoint-cas[s3]'` brings what is missing")
     if not bucket or "/" in bucket or bucket in (".", ".."):
         raise UsageError(f"not the name of a bucket: {bucket!r:.100}")
     place = S3Place(bucket=bucket, prefix=_prefix(prefix), endpoint=endpoint, region=settings.region, keys=keys)
