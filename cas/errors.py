@@ -152,8 +152,9 @@ class RemoteError(CasError):
 class TransientRemoteError(RemoteError):
     """A remote failed in a way that is worth another try; the only type that retries look at."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
         self.retry_after = retry_after  # seconds the server asked for, if it did
+        self.unreachable = unreachable  # nobody answered at all
         super().__init__(message)
 
 

@@ -10,9 +10,11 @@ import pytest
 from remote_suite import FILES, FOLDERS, RemoteSuite
 from remotes import CountingRemote, FaultyRemote, MemoryRemote
 
-from cas.errors import ChangedError, TransientRemoteError
+from cas.errors import ChangedError, OfflineError, TransientRemoteError
 from cas.transfer import retry
 from cas.transfer.retry import RetryingRemote
+from cas.transfer.s3 import S3Place, S3Remote
+from cas.transfer.sigv4 import Credentials
 
 DATA = random.Random(5).randbytes(1_000_000)
 
@@ -82,3 +84,10 @@ def test_a_server_that_asks_for_time_gets_it_within_bounds():
     assert retry._pause(0.001, 1, 7.0) == 7.0
     assert retry._pause(0.001, 1, 3600.0) == retry.LONGEST_PAUSE
     assert retry._pause(1.0, 30, None) == retry.LONGEST_PAUSE
+
+
+def test_a_server_that_nobody_can_reach_is_offline() -> None:
+    place = S3Place(bucket="b", endpoint="http://127.0.0.1:9", keys=Credentials("key", "secret"))
+    remote = RetryingRemote(S3Remote(place, timeout=1), pause=0.001)
+    with pytest.raises(OfflineError, match=r"127\.0\.0\.1:9.*is the network up"):
+        remote.list()

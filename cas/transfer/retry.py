@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from cas.errors import TransientRemoteError
+from cas.errors import OfflineError, TransientRemoteError
 from cas.transfer.remote import Checksum, Listing, Piece, Remote, RemoteFile
 
 log = logging.getLogger("cas.transfer")
@@ -97,6 +97,8 @@ class RetryingRemote:
 
     def _wait(self, error: TransientRemoteError, failures: int) -> None:
         """Pause before the next attempt, or raise the error if there is to be none."""
+        if failures >= ATTEMPTS and error.unreachable:
+            raise OfflineError(f"{error}; nobody answers there: is the network up, and the address right?") from error
         if failures >= ATTEMPTS or self._stop.is_set():
             raise error
         pause = _pause(self._pause, failures, error.retry_after)

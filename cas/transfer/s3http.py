@@ -155,7 +155,7 @@ class Connections:
                 method, url, headers=headers, redirect=False, retries=False, timeout=self._timeouts()
             )
         except HTTPError as error:
-            raise TransientRemoteError(f"{self._name}: {_plain(error)}") from error
+            raise TransientRemoteError(f"{self._name}: {_plain(error)}", unreachable=True) from error
         return Answer(answer.status, answer.headers, answer.data)
 
     def _timeouts(self) -> Any:
