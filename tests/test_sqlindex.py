@@ -2,6 +2,7 @@
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -380,6 +381,29 @@ def test_a_child_uses_a_store_that_its_parent_used(store: Store, expected: list[
         fork_and(child)
         assert answers(store) == expected
     assert len(store.records.find("late")) == 3
+
+
+def test_forks_while_other_threads_make_indexes(store: Store, expected: list[object]) -> None:  # F16
+    """A thread in the middle of SQLite's own work holds locks that a child would find held for ever."""
+    store.facts.add([{"kind": "target", "key": f"/{number}", "at": 0} for number in range(2000)])
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            index = sqlindex.SqlIndex(store.home, secrets.token_hex(4))  # another store's: made anew each time
+            assert index.record("local", "checkpoint", uuid(7)) is not None
+            index.close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            fork_and(lambda: store.records.get("local", "checkpoint", uuid(7)) or sys.exit(1))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_forks_while_other_threads_work(store: Store, expected: list[object]) -> None:  # F16

@@ -10,6 +10,7 @@ import pytest
 from stores import OTHER_UUID, ROOT, UUID, lies, manifest_of, run_python, tagged, uuid
 
 from cas.errors import CasError, ContentError, NoSpaceError, NotAllowedError, NotFoundError, UsageError
+from cas.index import disk
 from cas.index.check import check
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
@@ -155,6 +156,28 @@ def test_a_full_disk_breaks_nothing(tmp_path: Path) -> None:
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert "the disk is full; make room" in done.stdout
+
+
+def test_a_checkpoint_added_while_another_is_removed_keeps_what_both_need(store: Store) -> None:  # F11
+    mine = tagged(store, UUID, {"a": b"shared", "b": b"also"})
+    plan = plan_remove(store, UUID)
+    added: list[list[Digest]] = []
+
+    def add_the_other(moment: str, step: str) -> None:
+        if (moment, step) == ("after", "rename") and not added:  # the first blob is in aside/ by now
+            added.append([])
+            added[0] += store.tag("local", OTHER_UUID, mine)
+
+    disk.observe(add_the_other)
+    try:
+        report = execute_remove(store, plan)
+    finally:
+        disk.observe(None)
+    assert added == [[]]  # tag brought back what was held, or it was not taken yet
+    assert report.blobs == 0
+    assert store.resolve("local", OTHER_UUID) == mine and store.absent(mine) == []
+    assert store.resolve("local", UUID) is None
+    assert check(store, deep=True).problems == ()
 
 
 # --- adding and removing at once (F11) -----------------------------------------------------------------------

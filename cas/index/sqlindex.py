@@ -17,7 +17,6 @@ import secrets
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,9 +101,8 @@ class SqlIndex:
 
     def close(self) -> None:
         """Close this process's connection."""
-        connection = self._connection()
-        with connection.lock:
-            connection.close()
+        with _turn:
+            self._connection().close()
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query, whose first column is a line, with the line's payload."""
@@ -124,8 +122,8 @@ class SqlIndex:
         return self._by_pid.get(pid) or self._by_pid.setdefault(pid, _Connection())
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._connection()
-        with connection.lock:
+        with _turn:
+            connection = self._connection()
             for attempt in range(_ATTEMPTS):
                 last = attempt == _ATTEMPTS - 1
                 try:
@@ -270,16 +268,14 @@ def _is_unicode(text: str) -> bool:
 
 
 class _Connection:
-    """One process's connection, and the lock that its threads take turns by."""
+    """One process's connection; its threads take turns."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
         self.database: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.sources: Sources = {}  # as they were when all of them was in the index
         self.lost = 0
         self._inode = 0
-        _connections.add(self)
 
     def open(self, path: Path | None) -> None:
         """Open a file (or one in memory), which may be new."""
@@ -369,28 +365,13 @@ class _Connection:
 
 
 # --- forks ---------------------------------------------------------------------------------------------------
-# A child must not inherit SQLite's own locks in the middle of another thread's work: forks wait until it is done.
+# A child must not inherit SQLite's own locks (of its allocator, of its list of open files) in the middle of another
+# thread's work: it would wait for them for ever. So threads use SQLite one at a time, and a fork waits for its turn.
 
-_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
-_forking = threading.Lock()
-_paused: list[_Connection] = []
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    for connection in list(_connections):
-        connection.lock.acquire()
-        _paused.append(connection)
-
-
-def _after_fork() -> None:
-    while _paused:
-        _paused.pop().lock.release()
-    _forking.release()
-
+_turn = threading.RLock()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
