@@ -56,7 +56,7 @@ def record(**changes: object) -> CheckpointRecord:
     return CheckpointRecord(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_no_credential_of_a_configuration_is_written() -> None:
+def test_no_credential_of_a_configuration_is_written() -> None:  # F15
     written = json.dumps(
         [
             ExperimentRecord(registry="r", id=1, config=CONFIG).to_json(),
