@@ -4,10 +4,13 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stores import OTHER_UUID, ROOT, UUID, lies, manifest_of, run_python, tagged, uuid
+from stores import OTHER_UUID, ROOT, UUID, damage, lies, manifest_of, run_python, tagged, uuid
 
 from cas.errors import CasError, ContentError, NoSpaceError, NotAllowedError, NotFoundError, UsageError
 from cas.index import disk
@@ -241,3 +244,98 @@ def test_processes_that_add_and_remove_checkpoints_with_shared_files_lose_nothin
 def test_reading_an_absent_blob_is_one_clear_error(store: Store) -> None:
     with pytest.raises(ContentError, match=r"no blob blake3:[0-9a-f]{64} in the store"):
         store.blobs.read(Digest.of(b"nothing"))
+
+
+# --- ordinary users ------------------------------------------------------------------------------------------
+
+
+def as_user(uid: int, call: Callable[[], None]) -> None:
+    """Run a call in a child that is an ordinary user; everything it needs is imported by now."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            call()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may pass and write to, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        warm = Store(Path(name) / "warm")  # the interpreter may lie where other users cannot import from
+        tagged(warm, UUID, FILES)
+        check(warm, deep=True)
+        yield Path(name)
+
+
+@pytest.mark.root
+def test_an_ordinary_user_adds_damages_heals_and_removes(open_folder: Path) -> None:
+    def work() -> None:
+        store = Store(open_folder / "home")
+        manifest = tagged(store, UUID, FILES, durable=True)
+        (store.layout.view(manifest.digest) / "folder").mkdir(parents=True)
+        entry = manifest.by_path["a"]
+        assert entry.digest is not None
+        path = store.layout.blob(entry.digest)
+        with pytest.raises(PermissionError), open(path, "r+b"):
+            pass
+        damage(path)
+        assert not store.has(entry.digest)
+        assert not store.layout.view(manifest.digest).exists()
+        assert tagged(store, UUID, FILES) == manifest
+        damage(store.layout.manifest(manifest.digest))
+        assert Store(store.home).resolve("local", UUID) is None
+        tagged(store, UUID, FILES)
+        assert check(store, deep=True).problems == ()
+        execute_remove(store, plan_remove(store, UUID))
+        assert check(store, deep=True).problems == ()
+        assert not list(store.home.glob("blobs/??/*"))
+
+    as_user(12345, work)
+
+
+@pytest.mark.root
+def test_a_user_who_may_only_read_a_home_is_served_what_is_right(open_folder: Path) -> None:
+    def own() -> None:
+        os.umask(0o022)
+        store = Store(open_folder / "home")
+        manifest = tagged(store, UUID, FILES)
+        tagged(store, OTHER_UUID, {"bad": b"will be damaged", "good": b"right"})
+        damage(store.layout.blob(Digest.of(b"will be damaged")))
+        store.tag("local", uuid(3), manifest_of({"x": b"right"}, store))
+        damage(store.layout.manifest(manifest_of({"x": b"right"}).digest))
+        assert manifest.complete
+        for folder in (store.home, *store.home.glob("*/")):
+            folder.chmod(0o755)
+
+    def read() -> None:
+        before = sorted(os.fspath(path) for path in (open_folder / "home").glob("**/*"))
+        store = Store(open_folder / "home")
+        manifest = store.resolve("local", UUID)
+        assert manifest is not None and store.absent(manifest) == []
+        assert all(entry.digest is not None and store.has(entry.digest) for entry in manifest.files)
+        assert store.blobs.hashed == 3  # another user's facts prove nothing
+        assert store.blobs.locate(Digest.of(b"will be damaged")) is None
+        assert store.blobs.read(Digest.of(b"right")) == b"right"
+        assert store.resolve("local", uuid(3)) is None
+        with pytest.raises(NotAllowedError, match="cannot write into"):
+            store.put(b"new")
+        with pytest.raises(NotAllowedError):
+            execute_remove(store, plan_remove(store, UUID))
+        assert store.resolve("local", UUID) == manifest
+        assert sorted(os.fspath(path) for path in (open_folder / "home").glob("**/*")) == before
+
+    as_user(12345, own)
+    as_user(23456, read)
