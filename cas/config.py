@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -67,21 +67,33 @@ def _truth(text: object) -> bool:
 
 
 def _positive(text: object) -> int:
-    value = int(str(text))
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = 0
     if value < 1:
-        raise ValueError("must be 1 or more")
+        raise ValueError("must be a whole number of 1 or more")
     return value
 
 
 def _seconds(text: object) -> float:
-    value = float(str(text))
+    try:
+        value = float(str(text))
+    except ValueError:
+        value = -1.0
     if not value >= 0:
-        raise ValueError("must be a number of seconds")
+        raise ValueError("must be a number of seconds, 0 or more")
     return value
 
 
+def _text(text: object) -> str:
+    if not isinstance(text, str):  # config.toml may hold anything
+        raise ValueError("must be text")
+    return text
+
+
 def _folder(text: object) -> Path:
-    if not str(text):
+    if not isinstance(text, str | Path) or not str(text):
         raise ValueError("must be a folder")
     return Path(str(text)).expanduser().absolute()
 
@@ -101,8 +113,8 @@ def _setting(default: Any, parse: Callable[[Any], Any], doc: str) -> Any:
 class Settings:
     """Everything a user can choose; each is `CAS_<NAME>` in the environment and `<name>` in `config.toml`."""
 
-    home: Path = _setting(None, _folder, "the folder of the store")
-    master: str | None = _setting(None, str, "URL of the Determined master (also DET_MASTER, DET_MASTER_ADDR)")
+    home: Path = _setting(MISSING, _folder, "the folder of the store")
+    master: str | None = _setting(None, _text, "URL of the Determined master (also DET_MASTER, DET_MASTER_ADDR)")
     offline: bool = _setting(False, _truth, "never use the network; answer from the catalog and the store")
     link: Link = _setting(Link.AUTO, Link, "how download() places files: auto, reflink, hardlink, symlink, copy")
     trust: Trust = _setting(Trust.SCAN, Trust, "which pickles may run: never, scan, always")
@@ -110,7 +122,7 @@ class Settings:
     concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
     lock_stall: float = _setting(60.0, _seconds, "seconds without progress after which a lock is not waited for")
     timeout: float = _setting(30.0, _seconds, "seconds that a server may keep silent")
-    region: str | None = _setting(None, str, "region of S3 buckets, if nothing else tells")
+    region: str | None = _setting(None, _text, "region of S3 buckets, if nothing else tells")
     progress: Progress = _setting(Progress.AUTO, Progress, "progress on stderr: auto, on, off")
     log_level: str = _setting("WARNING", _level, "debug, info, warning, error, critical")
 
@@ -119,8 +131,9 @@ class Settings:
         """Read the settings; an argument that is None counts as not given.
 
         Raises:
-            UsageError: a value is none of those allowed, or `config.toml` cannot be read.
+            UsageError: a value is not allowed, `config.toml` cannot be read, or no setting has such a name.
         """
+        _require_known(arguments)
         file = _read_config_file()
         values: dict[str, Any] = {}
         for one in fields(cls):
@@ -132,10 +145,21 @@ class Settings:
         return cls(**values)
 
     def but(self, **changes: Any) -> Self:
-        """Return these settings with some changed; a change that is None counts as none."""
+        """Return these settings with some changed; a change that is None counts as none.
+
+        Raises:
+            UsageError: a value is not allowed, or no setting has such a name.
+        """
+        _require_known(changes)
         known = {one.name: one.metadata["parse"] for one in fields(self)}
         given = {name: _parse(known[name], value, name) for name, value in changes.items() if value is not None}
         return replace(self, **given)
+
+
+def _require_known(names: Iterable[str]) -> None:
+    known = [one.name for one in fields(Settings)]
+    if unknown := sorted(set(names).difference(known)):
+        raise UsageError(f"no setting is called {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def _given(name: str, arguments: Mapping[str, Any], file: Mapping[str, Any]) -> tuple[Any, str] | None:

@@ -103,6 +103,34 @@ def test_but_changes_what_is_given() -> None:
         settings.but(link="hard")
 
 
+def test_a_name_that_is_no_setting_is_refused_not_dropped() -> None:
+    with pytest.raises(UsageError, match="no setting is called 'ofline'; there are home, master, offline"):
+        Settings.load(ofline=True)
+    with pytest.raises(UsageError, match="'lnik'"):
+        Settings.load().but(lnik="copy")
+
+
+def test_settings_made_by_hand_name_their_home() -> None:
+    with pytest.raises(TypeError, match="home"):
+        Settings(offline=True)
+
+
+@pytest.mark.parametrize("text", ['home = ["x"]\n', "home = 5\n", "master = 5\n", "region = []\n"])
+def test_text_in_the_file_is_text(text: str, tmp_path: Path) -> None:
+    write(tmp_path, text)
+    with pytest.raises(UsageError, match=r"config\.toml: .* must be"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(("name", "value"), [("CAS_CONCURRENCY", "many"), ("CAS_TIMEOUT", "soon")])
+def test_a_number_that_is_none_is_said_in_words_of_users(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name}: '{value}' must be a (whole )?number"):
+        Settings.load()
+
+
 def test_explain_says_where_every_value_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "concurrency = 1\n")
     monkeypatch.setenv("CAS_LINK", "hard")
