@@ -362,6 +362,26 @@ def test_metrics_are_numbers_and_odd_ones_are_kept(store: Store) -> None:
     assert [one.uuid for one in Catalog(store).checkpoints()] == [uuid(1)]
 
 
+def test_numbers_of_numpy_and_of_tensors_are_numbers(store: Store) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    class Scalar:
+        """As a tensor of torch: its size is a method."""
+
+        def item(self) -> float:
+            return 0.25
+
+        def size(self) -> tuple[int, ...]:
+            return ()
+
+    add(store, 1, trial=numpy.int64(3), steps=numpy.int32(300), metrics={"a": Scalar(), "b": numpy.ones(1)})
+    found = Catalog(store).checkpoint(uuid(1))
+    assert (found.trial_id, found.steps_completed, found.validation_metrics) == (3, 300, {"a": 0.25, "b": 1.0})
+    for odd in (numpy.bool_(True), numpy.float64(3), numpy.ones(2, dtype=int)):
+        with pytest.raises(UsageError, match="steps must be a whole number"):
+            add(store, 2, steps=odd)
+
+
 @pytest.mark.parametrize(
     "odd",
     [

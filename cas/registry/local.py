@@ -19,7 +19,7 @@ from cas.registry.records import (
     TrialRecord,
     canonical_uuid,
 )
-from cas.registry.values import is_name, is_whole, plain
+from cas.registry.values import as_number, is_name, is_whole, plain
 
 __all__ = ["LOCAL", "check_local", "record_local", "record_removed"]
 
@@ -64,7 +64,9 @@ def _plan(
     resources: Mapping[str, int] | None = None,
 ) -> tuple[CheckpointRecord, list[Record]]:
     """Return the checkpoint's record, and all records that are new with it."""
-    _check_ids(experiment, trial, steps)
+    experiment, trial, steps = _whole("experiment", experiment), _whole("trial", trial), _whole("steps", steps, least=0)
+    if trial is not None and experiment is None:
+        raise UsageError(f"trial {trial} is of no experiment: say which one it belongs to (experiment=…, --experiment)")
     checkpoint = CheckpointRecord(
         registry=LOCAL,
         uuid=canonical_uuid(uuid),
@@ -226,12 +228,13 @@ class _Searcher:
         )
 
 
-def _check_ids(experiment: int | None, trial: int | None, steps: int | None) -> None:
-    for name, value, least in (("experiment", experiment, 1), ("trial", trial, 1), ("steps", steps, 0)):
-        if value is not None and not is_whole(value, least):
-            raise UsageError(f"{name} must be a whole number of {least} or more, not {value!r:.40}")
-    if trial is not None and experiment is None:
-        raise UsageError(f"trial {trial} is of no experiment: say which one it belongs to (experiment=…, --experiment)")
+def _whole(name: str, value: Any, *, least: int = 1) -> int | None:
+    number = as_number(value)
+    if number is None:
+        return None
+    if not isinstance(number, int) or not is_whole(number, least):
+        raise UsageError(f"{name} must be a whole number of {least} or more, not {value!r:.40}")
+    return number
 
 
 def _mapping(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -248,17 +251,12 @@ def _mapping(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, Any]:
     """Metrics as masters give them: numbers, and "NaN", "Infinity" or "-Infinity" where JSON has no number."""
-    found = _mapping("metrics", metrics)
-    for name, value in metrics.items():
-        if not _is_number(value):
-            raise UsageError(f"metric {name!r} must be a number, not {value!r:.40}")
-    return found
-
-
-def _is_number(value: object) -> bool:
-    if callable(item := getattr(value, "item", None)):  # of numpy
-        value = item()
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(metrics, Mapping):
+        for name, value in metrics.items():
+            number = as_number(value)
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                raise UsageError(f"metric {name!r} must be a number, not {value!r:.40}")
+    return _mapping("metrics", metrics)
 
 
 def _now() -> str:

@@ -52,9 +52,18 @@ def plain(value: object, *, depth: int = MAX_DEPTH) -> Any:
         return [plain(one, depth=depth - 1) for one in value]
     if isinstance(value, PurePath):
         return _text(str(value))
-    if callable(item := getattr(value, "item", None)) and getattr(value, "size", 1) == 1:
-        return plain(item(), depth=depth - 1)  # a number of numpy
+    number = as_number(value)
+    if number is not value:
+        return plain(number, depth=depth - 1)
     raise ValueError(f"JSON has no {type(value).__name__}")
+
+
+def as_number(value: object) -> object:
+    """Return Python's own number for one of numpy, or for what holds exactly one (a tensor); all else as it is."""
+    try:
+        return value.item()  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return value
 
 
 def _number(value: float) -> float | str:
