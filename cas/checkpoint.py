@@ -19,12 +19,12 @@ from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageErr
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.remove import RemoveReport, execute_remove, plan_remove
-from cas.index.store import Store, check_uuid, open_store
+from cas.index.store import Store, open_store
 from cas.load.links import LinkReport, Materializer, is_complete
 from cas.load.loading import load_folder, user_folder
 from cas.load.views import AbsentBlobsError, make_view
 from cas.registry.local import LOCAL, check_local, record_local, record_removed
-from cas.registry.records import CheckpointRecord, State
+from cas.registry.records import CheckpointRecord, State, canonical_uuid
 from cas.transfer.adopt import ingest_folder
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.urls import remote_for_storage
@@ -115,6 +115,10 @@ class Checkpoint:
         """Whether its files lie nowhere but in this store: added here, with no origin."""
         return self.record.registry == LOCAL or not self.record.experiment_config.get("checkpoint_storage")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the store, so that it can be sent to another process, which opens the store for itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "store"}
+
     def __repr__(self) -> str:
         where = f"trial {self.trial_id} of experiment {self.experiment_id}" if self.trial_id is not None else "no trial"
         return f"<Checkpoint {self.uuid}: {where}, batch {self.batch_number}, {self.state}, {self.record.registry}>"
@@ -130,13 +134,14 @@ class Checkpoint:
             link: `auto` (reflink where the file system can, else copy), `reflink`, `hardlink`, `symlink`, `copy`.
 
         Raises:
+            UsageError: the path is empty, or there is no such way to link.
             ForeignContentError: the folder holds other content under a name of the checkpoint's.
             CheckpointNotFoundError: the files are neither here nor at the origin.
             NoSpaceError: the disk is full.
         """
         self._require_downloadable()
-        target = Path(path) if path is not None else Path("checkpoints") / self.uuid
-        mode = Link(link) if link is not None else self.settings.link
+        target = _path(path) if path is not None else Path("checkpoints") / self.uuid
+        mode = self.settings.but(link=link).link
         known = self.store.resolve(self.record.registry, self.uuid)
         if known is not None and known.complete:
             extra = self._metadata_file(known)
@@ -189,10 +194,12 @@ class Checkpoint:
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
 
         Raises:
+            NotFoundError: no model is in it, or its code needs a module that is not installed.
             UnsafeContentError: the trust policy does not allow what would run.
-            ContentError: nothing that can be loaded is in it.
+            ContentError: it is damaged, or its parts do not fit.
+            CasError: its framework is not installed.
         """
-        policy = Trust(trust) if trust is not None else self.settings.trust
+        policy = self.settings.but(trust=trust).trust
         folder = self.view() if path is None else Path(self.download(path))
         return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs)
 
@@ -206,9 +213,10 @@ class Checkpoint:
 
         Raises:
             NotFoundError: there is no such folder.
+            NotAllowedError: something in it cannot be read.
         """
         policy = Settings.load(trust=trust).trust
-        with user_folder(Path(path)) as view:
+        with user_folder(_path(path)) as view:
             return load_folder(view, tags=tags, metadata=None, trust=policy, from_store=False, **kwargs)
 
     # --- how they get here -------------------------------------------------------------------------------------
@@ -270,6 +278,17 @@ class Checkpoint:
         return json.dumps(dict(self.metadata), indent=2, ensure_ascii=False).encode("utf-8")
 
 
+def _path(path: str | Path) -> Path:
+    """Take a path from the user.
+
+    Raises:
+        UsageError: it is empty, as a shell's unset variable is; nobody means the current folder by that.
+    """
+    if path == "":
+        raise UsageError("the path is empty; to mean the current folder, say '.'")
+    return Path(path)
+
+
 def _digests(manifest: Manifest) -> Iterator[Digest]:
     yield from dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
 
@@ -313,7 +332,7 @@ def add(
         UsageError: arguments that contradict each other, or what was said before of the experiment.
     """
     chosen = settings or Settings.load()
-    name = check_uuid(uuid.lower()) if uuid is not None else str(uuids.uuid4())
+    source, name = _path(path), canonical_uuid(uuid) if uuid is not None else str(uuids.uuid4())
     store = open_store(chosen.home, stall=chosen.lock_stall)
     said = {
         "uuid": name,
@@ -330,7 +349,7 @@ def add(
     check_local(store, **said)
     _require_new(store, name)
     while True:
-        manifest = ingest_folder(store, Path(path), settings=chosen)
+        manifest = ingest_folder(store, source, settings=chosen)
         if not store.tag(LOCAL, name, manifest, durable=True):
             break  # else somebody removed blobs in between
     if metadata is None:
@@ -371,11 +390,12 @@ def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
     What was added locally is gone then: it has no origin. The record of a master's checkpoint stays.
 
     Raises:
+        UsageError: it is no UUID.
         NotFoundError: the store holds no such checkpoint.
     """
     chosen = settings or Settings.load()
     store = open_store(chosen.home, stall=chosen.lock_stall)
-    plan = plan_remove(store, check_uuid(uuid.lower()))
+    plan = plan_remove(store, canonical_uuid(uuid))
     report = execute_remove(store, plan)
     if LOCAL in plan.registries:
         record_removed(store, plan.uuid)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import uuid as uuids
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +129,46 @@ def test_adding_a_uuid_that_is_here_is_refused(folder: Path, settings: Settings)
         add(folder, uuid=UUID, settings=settings)
     remove(UUID, settings=settings)
     add(folder, uuid=UUID, settings=settings)
+
+
+def test_a_uuid_is_taken_in_any_form(folder: Path, settings: Settings) -> None:
+    assert add(folder, uuid=UUID.replace("-", ""), settings=settings).uuid == UUID
+    remove("{" + UUID.upper() + "}", settings=settings)
+    assert add(folder, uuid=uuids.UUID(UUID), settings=settings).uuid == UUID  # type: ignore[arg-type]
+    for odd in (5, None, "x"):
+        with pytest.raises(UsageError, match="not a checkpoint UUID"):
+            remove(odd, settings=settings)  # type: ignore[arg-type]
+
+
+def test_an_empty_path_is_refused_and_does_not_mean_the_current_folder(
+    folder: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = add(folder, settings=settings)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for call in (checkpoint.download, checkpoint.load, checkpoint.load_from_path):
+        with pytest.raises(UsageError, match="the path is empty"):
+            call("")
+    with pytest.raises(UsageError, match="the path is empty"):
+        add("", settings=settings)
+    assert list(Path.cwd().iterdir()) == []
+    assert checkpoint.download(".") == "."
+
+
+def test_a_word_that_is_no_choice_is_a_usage_error_that_lists_them(folder: Path, settings: Settings) -> None:
+    checkpoint = add(folder, settings=settings)
+    with pytest.raises(UsageError, match="'magic' must be one of auto, reflink"):
+        checkpoint.download(link="magic")
+    with pytest.raises(UsageError, match="'maybe' must be one of never, scan, always"):
+        checkpoint.load(trust="maybe")
+
+
+def test_a_checkpoint_can_be_sent_to_another_process(folder: Path, settings: Settings, tmp_path: Path) -> None:
+    checkpoint = add(folder, settings=settings)
+    checkpoint.download(tmp_path / "a")
+    received = pickle.loads(pickle.dumps(checkpoint))
+    assert (received.record, received.settings) == (checkpoint.record, settings)
+    assert content(received.view()) == content(folder)
 
 
 def test_wrong_arguments_are_refused_before_anything_is_copied(folder: Path, settings: Settings) -> None:

@@ -134,6 +134,13 @@ def test_adding_the_same_folder_again_is_one_line(shell):
     assert "is in the store already" in ended.line
 
 
+def test_an_empty_word_does_not_mean_the_current_folder(shell):
+    ended = shell.run("add", "", "--experiment", "1")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.line == "Failed to add the checkpoint: the path is empty; to mean the current folder, say '.'"
+
+
 def test_a_single_file_is_a_checkpoint(shell):
     write(shell.folder, model__pth="weights")
 

@@ -70,7 +70,7 @@ def add(args: argparse.Namespace) -> int:
     chosen, added, code = settings(args), [], 0
     for path in args.paths:
         try:
-            added.append(_add(Path(path), args, chosen))
+            added.append(_add(path, args, chosen))
         except CasError as error:
             if len(args.paths) == 1:
                 raise
@@ -84,10 +84,10 @@ def add(args: argparse.Namespace) -> int:
     return code
 
 
-def _add(path: Path, args: argparse.Namespace, chosen: Settings) -> dict[str, Any]:
+def _add(path: str, args: argparse.Namespace, chosen: Settings) -> dict[str, Any]:
     from cas import checkpoint as library
 
-    found = _left_by_older_client(path)
+    found = _left_by_older_client(Path(path))
     adopted = args.experiment is None and args.trial is None
     checkpoint = library.add(
         path,
@@ -106,7 +106,7 @@ def _add(path: Path, args: argparse.Namespace, chosen: Settings) -> dict[str, An
     sizes = checkpoint.resources.values()
     return {
         "uuid": checkpoint.uuid,
-        "from": str(path),
+        "from": path,
         "experiment": checkpoint.experiment_id,
         "trial": checkpoint.trial_id,
         "batch": checkpoint.batch_number,
