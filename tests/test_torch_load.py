@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import logging
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from cas.config import Trust
-from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError
+from cas.errors import CasError, ContentError, NotAllowedError, NotFoundError, UnsafeContentError
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
@@ -259,6 +260,19 @@ def test_one_file_can_be_named(tmp_path: Path) -> None:
     assert load_path(tmp_path / "b.pt").in_features == 3
     with pytest.raises(ContentError, match=r"2 files of torch \(a\.pt, b\.pt\)"):
         load_path(tmp_path)
+
+
+def test_what_is_more_than_weights_is_said_in_one_plain_line(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(UnsafeContentError, match=r"GLOBAL torch\.nn\.modules\.linear\.Linear") as caught:
+        load_path(tmp_path, weights_only=True)
+    assert str(caught.value).isprintable() and "you have two options" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_named_as_the_user_knows_it(tmp_path: Path) -> None:
+    with pytest.raises(NotAllowedError) as caught, user_folder(tmp_path) as view:
+        raise PermissionError(errno.EACCES, "Permission denied", str(view / "model.pth"))
+    assert str(caught.value) == f"cannot load {tmp_path}: Permission denied: {tmp_path}/model.pth"
 
 
 def test_torchscript_loads(tmp_path: Path) -> None:

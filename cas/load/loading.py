@@ -11,6 +11,7 @@ from typing import Any
 
 from cas.config import Trust
 from cas.errors import CasError, NotFoundError
+from cas.index.disk import translate
 from cas.load.layouts import Kind, recognize
 
 
@@ -61,6 +62,7 @@ def user_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         NotFoundError: there is no such folder or file.
+        NotAllowedError: something in it cannot be read.
     """
     source = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
     if not source.exists():
@@ -68,16 +70,20 @@ def user_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cas-view-", ignore_cleanup_errors=True) as temporary:
         view = Path(temporary, "view")
         view.mkdir()
-        if source.is_dir():
-            _mirror(source, view)
-        else:
-            (view / source.name).symlink_to(source)
+        shown = str(source if source.is_dir() else source.parent)  # the user knows the folder, not its view
         try:
+            if source.is_dir():
+                _mirror(source, view)
+            else:
+                (view / source.name).symlink_to(source)
             yield view
-        except CasError as error:  # the user knows the folder, not its view
-            shown = source if source.is_dir() else source.parent
-            error.args = (str(error).replace(str(view), str(shown)),)
+        except CasError as error:
+            error.args = (str(error).replace(str(view), shown),)
             raise
+        except OSError as error:
+            if (clear := translate(error, f"cannot load {path}")) is None:
+                raise
+            raise type(clear)(str(clear).replace(str(view), shown)) from error
 
 
 def _mirror(source: Path, view: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,9 +124,15 @@ def _explain_unpickling(path: Path, reading: Reading, error: Exception) -> CasEr
         return UnsafeContentError(f"{path}: holds more than weights, and CAS_TRUST=never lets nothing else load")
     if reading.options.get("weights_only"):
         return UnsafeContentError(
-            f"{path}: holds more than weights, and weights_only was asked for: {_first_line(error)}"
+            f"{path}: holds more than weights, and weights_only was asked for: {_weights_reason(error)}"
         )
     return ContentError(f"{path}: not a file that torch.load reads: {_first_line(error)}")
+
+
+def _weights_reason(error: BaseException) -> str:
+    """What torch found in the file, out of a page of advice with colours that it puts around that."""
+    found = re.search(r"WeightsUnpickler error: (.+?)(?: Please use|\.?\s*$)", str(error), re.MULTILINE)
+    return found[1].rstrip(".") if found else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
