@@ -185,8 +185,8 @@ def test_an_only_copy_is_not_removed_without_a_word(shell):
 
     assert (ended.code, ended.out) == (2, "")
     assert ended.line == (
-        f"Failed to remove the checkpoint: checkpoint {UUIDS[0]} was added here and lies nowhere else (10 B); to remove"
-        f" it for good: cas rm {UUIDS[0]} --yes"
+        f"Failed to remove the checkpoint: checkpoint {UUIDS[0]} was added here and lies nowhere else (removing"
+        f" it frees 10 B); to remove it for good: cas rm {UUIDS[0]} --yes"
     )
     assert len(blobs(shell)) == 3
 
@@ -223,5 +223,6 @@ def test_on_a_terminal_an_only_copy_is_asked_about(shell, answer, code):
         shown = os.read(screen.fileno(), 1 << 16).decode()
 
     assert process.returncode == code
-    assert f"checkpoint {UUIDS[0]} was added here and lies nowhere else (10 B). Remove it for good? [y/N] " in shown
+    question = f"checkpoint {UUIDS[0]} was added here and lies nowhere else (removing it frees 10 B)"
+    assert f"{question}. Remove it for good? [y/N] " in shown
     assert (f"{UUIDS[0]}  removed" in out) == (code == 0)

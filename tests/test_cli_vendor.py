@@ -62,6 +62,13 @@ def test_without_the_vendor_one_line_says_what_ours_does(shell):
     )
 
 
+def test_without_the_vendor_a_slip_is_corrected(shell):
+    assert "did you mean `det trial`?" in shell.run("trail", "download", "7", program="det").line
+    assert "did you mean `det trial download`?" in shell.run("trial", "dowload", "7", program="det").line
+    for word in ("user", "experiment", "master", "task", "model", "version", "template", "shell"):
+        assert "install the vendor's package" in shell.run(word, program="det").line
+
+
 def test_cas_never_hands_over(shell):
     install_vendor(shell, "sys.exit(5)")
 

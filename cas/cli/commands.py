@@ -43,7 +43,7 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     words = find_words(argv, names)
     if _is_unknown(words, names):
         if program == "det":
-            return _hand_over(argv, words)
+            return _hand_over(argv, words, names)
         raise _unknown_command(words, names, program)
     args = parser.parse_args(list(argv))
     if not hasattr(args, "run"):
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     return args
 
 
-def _hand_over(argv: Sequence[str], words: Words) -> argparse.Namespace:
+def _hand_over(argv: Sequence[str], words: Words, names: dict[str, tuple[str, ...]]) -> argparse.Namespace:
     """Let the vendor's `det` run words that ours does not have.
 
     Raises:
@@ -64,6 +64,8 @@ def _hand_over(argv: Sequence[str], words: Words) -> argparse.Namespace:
 
     command = " ".join(words.command)
     if not vendor.is_installed():
+        if _guess(words, names, cutoff=0.75):  # surely a slip: the vendor's commands are not that close to ours
+            raise _unknown_command(words, names, "det")
         ours = "trial download, checkpoint download, checkpoint describe, and what `cas` does"
         raise WrongUsageError(
             "det", f"this det does {ours}; for `det {command}` install the vendor's package, determined"
@@ -130,10 +132,15 @@ def _is_unknown(words: Words, names: dict[str, tuple[str, ...]]) -> bool:
 
 
 def _unknown_command(words: Words, names: dict[str, tuple[str, ...]], program: str) -> WrongUsageError:
+    *group, word = words.command
+    close = _guess(words, names)
+    guess = f"; did you mean `{' '.join([program, *group, *close])}`?" if close else ""
+    return WrongUsageError(" ".join([program, *group]), f"no command is called {word!r:.40}{guess}")
+
+
+def _guess(words: Words, names: dict[str, tuple[str, ...]], *, cutoff: float = 0.6) -> list[str]:
+    """Return the command that may have been meant, if there is one."""
     import difflib
 
     *group, word = words.command
-    known = names[group[0]] if group else tuple(names)
-    close = difflib.get_close_matches(word, known, n=1)
-    guess = f"; did you mean `{' '.join([program, *group, *close])}`?" if close else ""
-    return WrongUsageError(" ".join([program, *group]), f"no command is called {word!r:.40}{guess}")
+    return difflib.get_close_matches(word, names[group[0]] if group else tuple(names), n=1, cutoff=cutoff)

@@ -327,7 +327,7 @@ def _confirm(opened: Store, uuid: str, args: argparse.Namespace) -> None:
     plan = plan_remove(opened, uuid)
     if args.yes or not _is_only_copy(opened, plan):
         return
-    question = f"checkpoint {uuid} was added here and lies nowhere else ({output.size(plan.size)})"
+    question = f"checkpoint {uuid} was added here and lies nowhere else (removing it frees {output.size(plan.size)})"
     if sys.stdin.isatty() and sys.stderr.isatty():
         print(f"{question}. Remove it for good? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
