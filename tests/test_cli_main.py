@@ -281,6 +281,7 @@ def test_ctrl_c_does_not_wait_for_threads_that_go_on(shell):
         with subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True) as process:
             connection, _ = silent.accept()
             with connection:
+                time.sleep(0.2)  # until the client holds the connection too, and waits for an answer
                 process.send_signal(signal.SIGINT)
                 _, err = process.communicate(timeout=30)
 
