@@ -25,8 +25,9 @@ from cas.index.digest import Digest
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
 from cas.index.store import Store, open_store
-from cas.transfer.fetch import OnFile, PullReport, pull
+from cas.transfer.fetch import PullReport, pull
 from cas.transfer.progress import Advance, Drawer
+from cas.transfer.session import OnFile
 from cas.transfer.urls import remote_for_recipe
 
 log = logging.getLogger("cas.transfer")

@@ -1,0 +1,104 @@
+"""What the threads of one pull share: where from, where to, whether to stop, and what is done so far."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from cas.config import Settings, Verify
+from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
+from cas.index.digest import Digest
+from cas.index.manifest import FileEntry
+from cas.index.store import Store
+from cas.transfer import checksums
+from cas.transfer.progress import Advance
+from cas.transfer.remote import Checksum, Remote, RemoteFile
+from cas.transfer.retry import RetryingRemote
+from cas.transfer.workers import StoppedError
+
+log = logging.getLogger("cas.transfer")
+
+OnFile = Callable[[FileEntry], None]
+
+YOUNG = 2_000_000_000  # nanoseconds: a local file this young may change again within one tick of its clock
+
+
+class Session:
+    """One pull's remote, store and counters; safe for its threads."""
+
+    def __init__(self, store: Store, remote: Remote, settings: Settings, on_file: OnFile | None) -> None:
+        self.store = store
+        self.stop = threading.Event()
+        self.remote = RetryingRemote(remote, stop=self.stop)
+        self.settings = settings
+        self.strict = settings.verify is Verify.STRICT
+        self.lock = threading.Lock()
+        self.advance: Advance = lambda count: None
+        self.entries: dict[str, FileEntry] = {}
+        self.proofs: dict[str, str] = {}
+        self.files_fetched = self.bytes_fetched = self.bytes_resumed = 0
+        self._on_file = on_file
+        self._told: set[str] = set()
+
+    def proceed(self) -> None:
+        """Go on, unless the pull was told to stop."""
+        if self.stop.is_set():
+            raise StoppedError
+
+    def got(self, count: int) -> None:
+        """Bytes came from the remote."""
+        with self.lock:
+            self.bytes_fetched += count
+        self.advance(count)
+
+    def resumed(self, count: int) -> None:
+        """Bytes were taken over from an interrupted pull."""
+        with self.lock:
+            self.bytes_resumed += count
+        self.advance(count)
+
+    def take(self, file: RemoteFile, digest: Digest, proof: str) -> None:
+        """A file is in the store."""
+        entry = FileEntry(file.path, file.size, digest, executable=file.executable)
+        with self.lock:
+            self.entries[file.path] = entry
+            self.proofs[file.path] = proof
+            is_new = file.path not in self._told
+            self._told.add(file.path)
+        if is_new and self._on_file is not None:
+            self._on_file(entry)
+
+    def committed(self, file: RemoteFile, digest: Digest, proof: str) -> None:
+        """A file was fetched, and is in the store."""
+        if _is_settled(file):
+            self.store.facts.add_origin(file.identity, digest, proof)
+        with self.lock:
+            self.files_fetched += 1
+        self.take(file, digest, proof)
+
+    def declared(self, file: RemoteFile) -> Checksum | None:
+        """Return the checksum to verify a file by; None if the origin declares none that is worth its cost."""
+        try:
+            declared = self.remote.checksums(file)
+        except (TransientRemoteError, ChangedError):
+            raise
+        except RemoteError as error:  # a gateway that knows no HEAD, say: the bytes can be read all the same
+            log.info("no checksums of %s: %s", file.identity.url, error)
+            declared = ()
+        return checksums.choose(declared, md5=self.strict)
+
+
+def _is_settled(file: RemoteFile) -> bool:
+    """Whether a later look would see a change: a local file that is very young can change with no new time."""
+    if not file.identity.has_validator:
+        return False
+    if not file.identity.url.startswith("file:") or file.identity.modified is None:
+        return True
+    return time.time_ns() - file.identity.modified > YOUNG
+
+
+def unvouched(file: RemoteFile) -> ContentError:
+    """Return the error of a file that strict verification refuses."""
+    return ContentError(f"{file.identity.url}: no checksum vouches for its bytes, and CAS_VERIFY is strict")

@@ -1,0 +1,104 @@
+"""Small files: read whole, many at once, in batches that share one lock and one group of facts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+from cas.errors import ChangedError, ContentError, RemoteError
+from cas.index.ingest import Staging
+from cas.transfer import checksums
+from cas.transfer.checksums import LENGTH_ONLY
+from cas.transfer.remote import Piece, RemoteFile
+from cas.transfer.session import Session, unvouched
+from cas.transfer.workers import Workers, wait_all
+
+log = logging.getLogger("cas.transfer")
+
+SMALL_AT_ONCE = 3  # small files wait for the server, not for bytes: this many times the setting's requests
+ROOMY = 1 << 20  # bytes; of larger files that are read whole, only as many as the setting says are in memory
+
+
+class SmallFiles:
+    """Fetches the small files of one pull."""
+
+    def __init__(self, session: Session, workers: Workers) -> None:
+        self._session = session
+        self._workers = workers
+        # as many medium-sized files are in memory at once
+        self._roomy = threading.Semaphore(session.settings.concurrency)
+
+    def fetch(self, key: str, files: list[RemoteFile]) -> list[RemoteFile]:
+        """Fetch small files; return those that were replaced meanwhile."""
+        changed: list[RemoteFile] = []
+        queue = iter(files)
+        with self._session.store.staging(key) as staging:
+            count = min(len(files), self._session.settings.concurrency * SMALL_AT_ONCE)
+            work = [self._workers.submit(self._fetch_some, staging, queue, changed) for _ in range(count)]
+            wait_all(work, self._session.stop)
+        return changed
+
+    def _fetch_some(self, staging: Staging, queue: Iterator[RemoteFile], changed: list[RemoteFile]) -> None:
+        while True:
+            self._session.proceed()
+            with self._session.lock:
+                file = next(queue, None)
+            if file is None:
+                return
+            with self._roomy if file.size > ROOMY else contextlib.nullcontext():
+                try:
+                    data, proof = self._checked_bytes(file)
+                except ChangedError as error:
+                    log.info("%s", error)
+                    changed.append(file)
+                    continue
+                digest = staging.put(data)
+                del data
+            self._session.committed(file, digest, proof)
+
+    def _checked_bytes(self, file: RemoteFile) -> tuple[bytes, str]:
+        """Return a small file's bytes, and what vouched for them."""
+        data = self._bytes(file)
+        if proof := self._likely_proof(file, data):
+            return data, proof
+        checksum = self._session.declared(file)
+        if checksum is not None:
+            if not checksums.matches(checksum, data):
+                log.warning("%s: bytes differ from the declared %s; fetching again", file.identity.url, checksum)
+                data = self._bytes(file)
+                checksums.require(checksum, data, file.identity.url)
+            return data, checksums.proof(checksum)
+        if self._session.strict:
+            raise unvouched(file)
+        if not self._session.remote.likely_checksums(file):
+            return data, LENGTH_ONLY
+        again = self._bytes(file)
+        if proof := self._likely_proof(file, again):
+            return again, proof
+        if again != data:
+            raise ContentError(f"{file.identity.url}: two reads gave different bytes; nothing of it was kept")
+        return data, LENGTH_ONLY
+
+    def _likely_proof(self, file: RemoteFile, data: bytes) -> str | None:
+        for likely in self._session.remote.likely_checksums(file):
+            if checksums.matches(likely, data):
+                return checksums.proof(likely)
+        return None
+
+    def _bytes(self, file: RemoteFile) -> bytes:
+        if not file.size:
+            return b""
+        data = b"".join(map(bytes, self._whole(file)))
+        if len(data) != file.size:
+            raise RemoteError(f"{file.identity.url}: {len(data)} bytes, but {file.size} were listed")
+        self._session.got(len(data))
+        return data
+
+    def _whole(self, file: RemoteFile) -> Iterator[Piece]:
+        return (
+            self._session.remote.read(file, 0, file.size)
+            if file.identity.has_validator
+            else self._session.remote.stream(file)
+        )
