@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _compat_pickle
+import re
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -48,6 +49,11 @@ def may_take_attribute(module: str, name: str, *, own: Callable[[str], bool] = l
     return module.startswith("torch.nn.modules.") or judge(module, name, own=own) is Verdict.VOUCHED
 
 
+def makes_again(module: str, name: str) -> bool:
+    """Whether a pickle may call this function of an installed package: extension types name such ones to be made by."""
+    return module.startswith(_MADE_BY_FUNCTIONS) and _MAKER.fullmatch(name) is not None
+
+
 def _is_harmless(module: str, name: str) -> bool:
     if "." in name:  # the operations of torch, which are attributes of one class
         outer, _, inner = name.partition(".")
@@ -76,6 +82,8 @@ def _is_dangerous(module: str, name: str) -> bool:
     if name in _DANGEROUS_NAMES.get(module, frozenset()):
         return True
     parts = module.split(".")
+    if module.startswith("torch._"):  # its inner modules compile, load libraries and run commands
+        return True
     return any(".".join(parts[:count]) in _DANGEROUS for count in range(1, len(parts) + 1))
 
 
@@ -141,21 +149,24 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "torch.utils.hooks": _words("BackwardHook RemovableHandle unserializable_hook"),
 }
 _DTYPES = _words("bfloat bool complex double float half int long qint quint short uint")
+_MADE_BY_FUNCTIONS = ("numpy.", "pandas.", "scipy.", "sklearn.", "torchvision.", "xgboost.", "lightgbm.", "catboost.")
+_MAKER = re.compile(r"newObj|__pyx_unpickle_\w+|_unpickle_block|_new_[A-Z]\w+|_mareconstruct")
 _HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
 
 # Modules of packages that many people have, with other ways to run code, or to read and write files.
 _DANGEROUS = _words(
-    "_pytest aiohttp boto3 botocore cas.checkpoint cas.cli cas.client cas.experimental cas.index cas.load.links"
-    " cas.load.loading cas.load.pytorch cas.load.sources cas.load.views cas.registry cas.transfer cffi cloudpickle"
-    " dask dill distributed django docker fabric fsspec gunicorn h5py httpx huggingface_hub invoke ipykernel IPython"
-    " jinja2 joblib jsonpickle jupyter keras.models keras.saving keras.src.saving mpmath nltk numba numexpr"
-    " numpy.ctypeslib numpy.distutils numpy.f2py numpy.lib numpy.testing pandas.compat.pickle_compat"
-    " pandas.core.computation pandas.io paramiko pexpect picklescan pip pkg_resources plumbum psutil ptyprocess"
-    " pyarrow pytest ray requests ruamel scipy.io setuptools sh sklearn.datasets sympy tensorflow torch._dynamo"
-    " torch._functorch torch._inductor torch._library torch._numpy torch._ops torch._utils_internal torch.classes"
-    " torch.compiler torch.distributed torch.export torch.fx torch.hub torch.jit torch.library torch.multiprocessing"
-    " torch.onnx torch.ops torch.package torch.profiler torch.serialization torch.storage torch.testing torch.utils"
-    " urllib3 wheel yaml zarr zmq"
+    "_pytest aiohttp awscrt boto3 botocore cas.checkpoint cas.cli cas.client cas.config cas.experimental cas.index"
+    " cas.load.allowlist cas.load.layouts cas.load.links cas.load.loading cas.load.names cas.load.policy"
+    " cas.load.pytorch cas.load.sources cas.load.tf_models cas.load.trials cas.load.views cas.registry cas.transfer"
+    " cffi cloudpickle dask dill distributed django docker fabric filelock fsspec gunicorn h5py httpx huggingface_hub"
+    " invoke ipykernel IPython jinja2 joblib jsonpickle jupyter keras.models keras.saving keras.src.saving mpmath"
+    " networkx nltk numba numexpr numpy._pytesttester numpy.ctypeslib numpy.distutils numpy.f2py numpy.lib"
+    " numpy.testing obstore pandas.compat.pickle_compat pandas.core.computation pandas.io paramiko pexpect picklescan"
+    " PIL.ImageMath pip pkg_resources plumbum psutil ptyprocess pyarrow pytest ray reflink_copy requests ruamel"
+    " s3transfer scipy._lib._testutils scipy.io setuptools sh sklearn.datasets sympy tensorflow torch.backends"
+    " torch.classes torch.compiler torch.cuda.memory torch.distributed torch.export torch.fx torch.hub torch.jit"
+    " torch.library torch.multiprocessing torch.onnx torch.ops torch.overrides torch.package torch.profiler"
+    " torch.serialization torch.storage torch.testing torch.utils tqdm typing_extensions urllib3 wheel yaml zarr zmq"
 )
 _DANGEROUS_BUT_FOR_LISTED = _words("cas torch torch._C torch._utils torch._tensor")
 _DANGEROUS_NAMES = {
@@ -169,4 +180,4 @@ _DANGEROUS_NAMES = {
 # Parts of a dotted name (an attribute of an attribute) that lead out of the package it begins in.
 TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
 
-__all__ = ["TELLING", "Verdict", "judge", "may_take_attribute", "today"]
+__all__ = ["TELLING", "Verdict", "judge", "makes_again", "may_take_attribute", "today"]

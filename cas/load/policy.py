@@ -8,7 +8,9 @@ they are spelled (memo tricks, protocol 0, old module names), and calls nothing.
 - the standard library (but for plain values), other ways to run code, and what `picklescan` calls dangerous is refused;
 - what is left belongs to the checkpoint's own `code/` or to installed packages. It may run when somebody vouches for
   the checkpoint: it came from a registry that the user configured, was added by the user, or lies at a path that the
-  user named.
+  user named. Of installed packages, the pickle may make values of classes, and may store functions in them; it may not
+  call a function, nor hand one to something that could: nobody can list all the functions of all packages that
+  evaluate text, load a library or write a file, and what real models call to be made again are a few.
 
 Then the real run, where every name is judged once more, by what it turns out to be: another name of a dangerous
 function (`model_def.system`) is found out here. This is no sandbox: code that somebody vouches for can do anything.
@@ -22,14 +24,14 @@ import io
 import logging
 import pickle
 import tarfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import TELLING, Verdict, judge, may_take_attribute, today
+from cas.load.allowlist import TELLING, Verdict, judge, makes_again, may_take_attribute, today
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
@@ -44,6 +46,8 @@ class _InertClass(type):
     """The class of stand-ins for classes: a pickle may make values of them, and not change them."""
 
     names: tuple[str, str] = ("", "")
+    is_own: bool = False  # of the checkpoint's own code
+    is_called: bool = False  # by the pickle, or given to something that could
 
     @property
     def __setstate__(cls) -> None:
@@ -53,19 +57,56 @@ class _InertClass(type):
 class _Inert(metaclass=_InertClass):
     """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
+        cls.is_called = True
+        if _calls_its_first(cls.names) and any(_is_foreign_value(one) for one in arguments[:1]):
+            raise UnsafeContentError(f"it gives {'.'.join(cls.names)} a value to call")
+        if _hand_over([arguments, named]) and cls.names[0] in ("operator", "_operator"):
+            raise UnsafeContentError(f"it gives a name to {'.'.join(cls.names)}")  # and gets what it may not change
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> _Inert:
+    def __call__(self, *arguments: Any, **named: Any) -> _Inert:
+        if not type(self).is_own:
+            raise UnsafeContentError(f"it calls a value ({'.'.join(type(self).names).strip('.') or 'of a call'})")
+        _hand_over([arguments, named])
         return _Inert()
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict) or type(self).names == ("functools", "partial"):
+            _hand_over(state)
 
     def _take(self, *_: Any) -> None:
         pass
 
-    append = extend = add = __setitem__ = __setstate__ = _take
+    append = extend = add = __setitem__ = _take
+
+
+def _hand_over(value: object) -> bool:
+    """Note the names in what is given to a call: it may call them. Return whether there are any."""
+    waiting, seen, found = [value], set(), False
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, _InertClass):
+            one.is_called = found = True
+        elif isinstance(one, list | tuple | set | frozenset | dict) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [*one, *one.values()] if isinstance(one, dict) else one
+    return found
+
+
+def _calls_its_first(names: tuple[str, str]) -> bool:
+    """Whether something harmless calls what it is given first, at once or later."""
+    return names in _CALLERS or names[0].startswith("torch.optim.")
+
+
+def _is_foreign_value(value: object) -> bool:
+    return isinstance(value, _Inert) and not type(value).is_own
+
+
+_CALLERS = {("functools", "partial"), ("collections", "defaultdict"), ("torch._tensor", "_rebuild_from_type_v2")}
 
 
 class _DryUnpickler(pickle.Unpickler):
@@ -83,7 +124,7 @@ class _DryUnpickler(pickle.Unpickler):
     def _note(self, module: str, name: str) -> _InertClass:
         if (module, name) not in self.names:
             made = _InertClass("inert", (_Inert,), {})
-            made.names = (module, name)
+            made.names, made.is_own, made.is_called = (module, name), self._own(module), False
             self.names[module, name] = made
         return self.names[module, name]
 
@@ -117,6 +158,11 @@ def names_in(
     Raises:
         UnsafeContentError: it cannot be followed to its end.
     """
+    unpickler, value = _dry_run(stream, own, options)
+    return list(unpickler.names), value
+
+
+def _dry_run(stream: IO[bytes], own: Callable[[str], bool], options: Mapping[str, Any]) -> tuple[_DryUnpickler, object]:
     import copyreg
 
     if copyreg._inverted_registry:  # type: ignore[attr-defined]  # codes that stand for names: nobody uses them
@@ -130,7 +176,7 @@ def names_in(
         found = _worst(unpickler.names, own)
         named = f"it names {found}, and " if found else ""
         raise UnsafeContentError(f"{named}it is not a pickle that can be followed to its end: {error}") from error
-    return list(unpickler.names), value
+    return unpickler, value
 
 
 def _worst(names: Iterable[tuple[str, str]], own: Callable[[str], bool]) -> str | None:
@@ -149,6 +195,23 @@ class Policy:
 
     sources: Sources | None = None
     vouched: bool = True
+    _stored: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def check_pickle(self, subject: str, stream: IO[bytes], **options: Any) -> object:
+        """Judge one pickle, which is read from the stream; return its value if that is a plain one.
+
+        Raises:
+            UnsafeContentError: it would call something that it must not; says what.
+        """
+        start = stream.tell()
+        unpickler, value = _dry_run(stream, self.owns, options)
+        end = stream.tell()
+        stream.seek(start)
+        self.check(subject, unpickler.names, stream.read(end - start))
+        called = {pair for pair, stand_in in unpickler.names.items() if stand_in.is_called}
+        self._stored.update(unpickler.names.keys() - called)
+        self._stored.difference_update(called)  # several pickles lie in one file
+        return value
 
     def check(self, subject: str, names: Iterable[tuple[str, str]], data: bytes | None = None) -> None:
         """Judge the names of one pickle; `data` are its bytes, for the scanner's opinion.
@@ -201,6 +264,7 @@ class Policy:
         """
         if isinstance(value, ModuleType):
             raise UnsafeContentError(_refusal(subject, ".".join(asked), f"it is the module {value.__name__}"))
+        self._require_stored(subject, asked, value)
         if not isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):
             return
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
@@ -209,12 +273,20 @@ class Policy:
         if judge(*asked, own=self.owns) is Verdict.VOUCHED and judge(home, name, own=self.owns) is Verdict.DANGEROUS:
             raise UnsafeContentError(_refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
+    def _require_stored(self, subject: str, asked: tuple[str, str], value: object) -> None:
+        """Refuse a function of an installed package that the dry run did not see as a mere part of a value."""
+        if isinstance(value, type) or not callable(value) or asked in self._stored or self.owns(asked[0]):
+            return
+        if judge(*asked, own=self.owns) is Verdict.VOUCHED and not makes_again(*asked):
+            why = "a function of an installed package that is none of those known to make values again"
+            raise UnsafeContentError(_refusal(subject, ".".join(asked), why))
+
 
 def _refusal(subject: str, what: str, why: str) -> str:
-    return (
-        f"{subject}: loading it would call {what[:200]} ({why})."
-        " If you trust whoever made it, load it with trust='always' (CAS_TRUST=always)"
-    )
+    return f"{subject}: loading it would call {what[:200]} ({why}). {_REMEDY}"
+
+
+_REMEDY = "If you trust whoever made it, load it with trust='always' (CAS_TRUST=always)"
 
 
 class _GuardedUnpickler(pickle.Unpickler):
@@ -265,7 +337,8 @@ class _GuardedUnpickler(pickle.Unpickler):
         if not allowed:
             raise UnsafeContentError(_refusal(self._subject, f"{'.'.join(pair)}.{name}", "that can do anything"))
         found = getattr(value, name)
-        self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
+        if isinstance(value, type):  # the dry run lets nobody call a method of a value
+            self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
         return found
 
 
@@ -309,7 +382,7 @@ def check_torch_file(path: Path, policy: Policy, *, subject: str | None = None, 
     except UnsafeContentError as error:
         if str(error).startswith(name):
             raise
-        raise UnsafeContentError(f"{name}: {error}") from error
+        raise UnsafeContentError(f"{name}: {error}. {_REMEDY}") from error
 
 
 def _check_zip(path: Path, policy: Policy, subject: str, options: dict[str, Any]) -> None:
@@ -320,8 +393,7 @@ def _check_zip(path: Path, policy: Policy, subject: str, options: dict[str, Any]
         data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
     except RuntimeError as error:
         raise ContentError(f"{subject}: not a whole file of torch: {str(error).splitlines()[0]}") from error
-    names, _ = names_in(io.BytesIO(data), own=policy.owns, **options)
-    policy.check(subject, names, data)
+    policy.check_pickle(subject, io.BytesIO(data), **options)
 
 
 def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[str, Any]) -> None:
@@ -330,11 +402,7 @@ def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[s
     file.seek(0)
     # The magic number, the protocol, the system's sizes, the object, the keys of the storages whose bytes follow.
     for number in range(5):
-        start = file.tell()
-        names, value = names_in(file, own=policy.owns, **options)
-        end = file.tell()
-        file.seek(start)
-        policy.check(subject, names, file.read(end - start))
+        value = policy.check_pickle(subject, file, **options)
         if number == 0 and value != MAGIC:
             raise ContentError(f"{subject}: a plain pickle, not a file of torch")
 
