@@ -304,11 +304,11 @@ def boot_id() -> str | None:
     return None
 
 
-@functools.cache
-def host_name() -> str:
-    """Name this host, as a part of a file name."""
+def writer_name() -> str:
+    """Name this host and user, as a file name: nobody appends to a file that is another's."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in socket.gethostname())
-    return name.lstrip(".")[:100] or "host"
+    host = name.lstrip(".")[:100] or "host"
+    return f"{host}.{os.geteuid()}" if hasattr(os, "geteuid") else host
 
 
 def now() -> float:

@@ -42,13 +42,13 @@ class Layout:
         return self.root / "refs" / quote_registry(registry) / check_uuid(uuid)
 
     def records(self, registry: str) -> Path:
-        """This host's file of the records of one registry."""
-        return self.root / "records" / quote_registry(registry) / f"{disk.host_name()}.jsonl"
+        """Our file (this host's and user's) of the records of one registry."""
+        return self.root / "records" / quote_registry(registry) / f"{disk.writer_name()}.jsonl"
 
     @property
     def facts(self) -> Path:
-        """This host's file of facts."""
-        return self.root / "facts" / f"{disk.host_name()}.jsonl"
+        """Our file (this host's and user's) of facts."""
+        return self.root / "facts" / f"{disk.writer_name()}.jsonl"
 
     def view(self, manifest: Digest) -> Path:
         """The folder of the view of one manifest."""

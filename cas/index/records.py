@@ -1,6 +1,6 @@
 """Records on this disk: what was seen of each registry, with the time, as JSON that is opaque here.
 
-Appended to `records/<registry>/<host>.jsonl`; for each thing, what was seen last wins.
+Appended to `records/<registry>/<writer>.jsonl`; for each thing, what was seen last wins.
 """
 
 from __future__ import annotations
