@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -16,7 +17,7 @@ import pytest
 from stores import damage
 
 from cas.config import Link
-from cas.errors import CasError, CheckpointNotFoundError, ContentError, ForeignContentError
+from cas.errors import CasError, CheckpointNotFoundError, ContentError, ForeignContentError, NoSpaceError
 from cas.index import disk
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
@@ -581,6 +582,39 @@ def test_killed_at_every_step_a_target_is_whole_or_absent_and_completed_next(
     assert number > 20
     left = [path for path in (tmp_path / "targets").rglob("*") if path.is_file() and ".part" in str(path)]
     assert {path.name for path in left} <= {"claim.new"}
+
+
+def test_only_what_a_dead_download_left_is_swept(store: Store, target: Path) -> None:
+    dead = target.parent / f".{target.name}.0123456789abcdef.part"
+    users = [target.parent / f".{target.name}{end}" for end in (".my notes.part", ".part", ".x.0123456789abcdef.part")]
+    for folder in (dead, *users):
+        folder.mkdir(parents=True)
+        (folder / "thesis.txt").write_text("years of work")
+        os.utime(folder, (1, 1))
+    put(store, target, manifest_of(store, FILES))
+    assert not dead.exists()
+    assert all((folder / "thesis.txt").exists() for folder in users)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_nothing_is_left_beside_the_target_where_the_disk_is_full(store: Store, target: Path, step: int) -> None:
+    manifest = manifest_of(store, FILES)
+    target.parent.mkdir(parents=True)
+    seen = 0
+
+    def full(moment: str, name: str) -> None:
+        nonlocal seen
+        seen += moment == "before"
+        if seen == step and name in ("make_folder", "create"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.observe(full)
+    try:
+        with pytest.raises(NoSpaceError):
+            put(store, target, manifest)
+    finally:
+        disk.observe(None)
+    assert list(target.parent.iterdir()) == []
 
 
 def test_report_says_what_was_done(store: Store, target: Path) -> None:

@@ -18,6 +18,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 import threading
@@ -42,6 +43,7 @@ log = logging.getLogger("cas.load")
 METADATA = "metadata.json"
 _WINDOW = 1 << 20  # bytes per read while an interrupted copy is compared
 _NAME = 200  # bytes of the target's name that the folder beside it repeats: with the rest it stays below 255
+_PART = re.compile(r"\.[0-9a-f]{16}\.part\Z")
 _UNCLAIMED = 3600  # seconds after which a folder beside a target that nobody has claimed is a dead process's
 
 
@@ -588,11 +590,15 @@ class _Scratch:
 
     def __init__(self, parent: Path, name: str) -> None:
         self.folder = parent / f"{_prefix_of(name)}{secrets.token_hex(8)}.part"
-        disk.make_folder(self.folder)
-        self._claim = Claim(self.folder / "claim")
         self.tree = self.folder / "tree"
-        disk.make_folder(self.tree)
         self._numbers = 0
+        disk.make_folder(self.folder)
+        try:
+            self._claim = Claim(self.folder / "claim")
+            disk.make_folder(self.tree)
+        except BaseException:  # a full disk
+            disk.remove_tree(self.folder)
+            raise
 
     def path_for(self, path: str) -> Path:
         """Where a file is built for a target that appears as a whole."""
@@ -615,7 +621,12 @@ def _prefix_of(name: str) -> str:
 
 
 def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
+    return name.startswith(".") and _PART.search(name) is not None
+
+
+def _is_part_of(name: str, prefix: str) -> bool:
+    """Whether a name is one that `_Scratch` gives, and no user's: what is deleted is decided by it."""
+    return name.startswith(prefix) and _PART.match(name, len(prefix) - 1) is not None
 
 
 def _sweep(parent: Path, prefix: str) -> None:
@@ -625,7 +636,7 @@ def _sweep(parent: Path, prefix: str) -> None:
     except OSError:
         return
     for name in names:
-        if name.startswith(prefix) and _is_part(name) and _is_left(parent / name):
+        if _is_part_of(name, prefix) and _is_left(parent / name):
             log.info("removing %s, which a dead process left", parent / name)
             disk.remove_tree(parent / name)
 
