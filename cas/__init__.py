@@ -18,7 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cas.checkpoint import Checkpoint, add, remove
+    from cas.adding import add, remove
+    from cas.checkpoint import Checkpoint
     from cas.client import Determined, ExperimentReference, TrialReference
     from cas.config import Settings
     from cas.errors import CasError
@@ -44,8 +45,8 @@ _HOMES = {
     "ExperimentReference": "cas.client",
     "Settings": "cas.config",
     "TrialReference": "cas.client",
-    "add": "cas.checkpoint",
-    "remove": "cas.checkpoint",
+    "add": "cas.adding",
+    "remove": "cas.adding",
 }
 
 

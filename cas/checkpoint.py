@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +17,12 @@ from cas.config import Link, Settings, Trust
 from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.remove import RemoveReport, execute_remove, plan_remove
 from cas.index.store import Store, open_store
 from cas.load.links import LinkReport, Materializer, is_complete
 from cas.load.loading import load_folder, user_folder
 from cas.load.views import AbsentBlobsError, make_view
-from cas.registry.local import LOCAL, check_local, record_local, record_removed
-from cas.registry.records import CheckpointRecord, State, canonical_uuid
-from cas.transfer.adopt import ingest_folder
+from cas.registry.local import LOCAL
+from cas.registry.records import CheckpointRecord, State
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.urls import remote_for_storage
 
@@ -47,6 +44,7 @@ class Checkpoint:
         self.settings = settings or Settings.load()
         self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
         self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
+        self.was_here = False  # add() found the same files in the store already
 
     # --- what is known ---------------------------------------------------------------------------------------
 
@@ -140,7 +138,7 @@ class Checkpoint:
             NoSpaceError: the disk is full.
         """
         self._require_downloadable()
-        target = _path(path) if path is not None else Path("checkpoints") / self.uuid
+        target = users_path(path) if path is not None else Path("checkpoints") / self.uuid
         mode = self.settings.but(link=link).link
         known = self.store.resolve(self.record.registry, self.uuid)
         if known is not None and known.complete:
@@ -201,7 +199,13 @@ class Checkpoint:
         """
         policy = self.settings.but(trust=trust).trust
         folder = self.view() if path is None else Path(self.download(path))
-        return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs)
+        try:
+            return load_folder(
+                folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs
+            )
+        except CasError as error:  # the user knows the checkpoint, not its view
+            error.args = (str(error).replace(str(folder), f"checkpoint {self.uuid}"),)
+            raise
 
     @staticmethod
     def load_from_path(
@@ -216,7 +220,7 @@ class Checkpoint:
             NotAllowedError: something in it cannot be read.
         """
         policy = Settings.load(trust=trust).trust
-        with user_folder(_path(path)) as view:
+        with user_folder(users_path(path)) as view:
             return load_folder(view, tags=tags, metadata=None, trust=policy, from_store=False, **kwargs)
 
     # --- how they get here -------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ class Checkpoint:
         manifest = self.store.resolve(self.record.registry, self.uuid)
         absent: list[Digest] = []
         if manifest is not None and manifest.complete:
-            absent = [digest for digest in _digests(manifest) if not self.store.has(digest)]
+            absent = [digest for digest in digests_of(manifest) if not self.store.has(digest)]
             if not absent:
                 if on_file is not None:
                     for entry in manifest.files:
@@ -262,7 +266,7 @@ class Checkpoint:
         if manifest is None:
             return CheckpointNotFoundError(
                 f"checkpoint {self.uuid} is not in the store {self.settings.home}, and no registry says where its"
-                " files lie; `cas add FOLDER --uuid UUID` adds them"
+                f" files lie; `cas add FOLDER --uuid {self.uuid}` adds them"
             )
         names = [entry.path for entry in manifest.files if entry.digest in absent]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -278,125 +282,19 @@ class Checkpoint:
         return json.dumps(dict(self.metadata), indent=2, ensure_ascii=False).encode("utf-8")
 
 
-def _path(path: str | Path) -> Path:
+def users_path(path: str | Path) -> Path:
     """Take a path from the user.
 
     Raises:
-        UsageError: it is empty, as a shell's unset variable is; nobody means the current folder by that.
+        UsageError: it is empty, as a shell's unset variable is (nobody means the current folder by that), or no path.
     """
     if path == "":
         raise UsageError("the path is empty; to mean the current folder, say '.'")
+    if "\0" in str(path):
+        raise UsageError(f"not a path: {str(path)!r:.80}")
     return Path(path)
 
 
-def _digests(manifest: Manifest) -> Iterator[Digest]:
+def digests_of(manifest: Manifest) -> Iterator[Digest]:
+    """Yield the digests of a manifest's files, each once."""
     yield from dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
-
-
-def add(
-    path: str | Path,
-    *,
-    experiment: int | None = None,
-    trial: int | None = None,
-    steps: int | None = None,
-    metrics: Mapping[str, float] | None = None,
-    searcher_metric: str | None = None,
-    smaller_is_better: bool | None = None,
-    uuid: str | None = None,
-    hparams: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    settings: Settings | None = None,
-) -> Checkpoint:
-    """Add a folder (or one file) to the store as a checkpoint; when this returns, it survives a power cut.
-
-    The files are copied (reflinked where the file system can); the user's own are neither linked nor changed.
-
-    Args:
-        path: the folder with the checkpoint's files.
-        experiment: the id of the experiment it belongs to, chosen by the user.
-        trial: the id of the trial; unique over all experiments.
-        steps: how many batches the trial had trained.
-        metrics: name → value of the validation at that step.
-        searcher_metric: the metric that decides which checkpoint of the experiment is best; needs saying once.
-        smaller_is_better: its direction; needs saying with it.
-        uuid: default: a new one.
-        hparams: the trial's hyperparameters.
-        metadata: default: what `metadata.json` in the folder says.
-        config: more of the experiment's configuration.
-        settings: default: `Settings.load()`.
-
-    Raises:
-        NotFoundError: there is no such folder.
-        UnsafeNameError: a name in it cannot be kept.
-        UsageError: arguments that contradict each other, or what was said before of the experiment.
-    """
-    chosen = settings or Settings.load()
-    source, name = _path(path), canonical_uuid(uuid) if uuid is not None else str(uuids.uuid4())
-    store = open_store(chosen.home, stall=chosen.lock_stall)
-    said = {
-        "uuid": name,
-        "experiment": experiment,
-        "trial": trial,
-        "steps": steps,
-        "metrics": metrics,
-        "searcher_metric": searcher_metric,
-        "smaller_is_better": smaller_is_better,
-        "hparams": hparams,
-        "metadata": metadata,
-        "config": config,
-    }
-    check_local(store, **said)
-    _require_new(store, name)
-    while True:
-        manifest = ingest_folder(store, source, settings=chosen)
-        if not store.tag(LOCAL, name, manifest, durable=True):
-            break  # else somebody removed blobs in between
-    if metadata is None:
-        said["metadata"] = _metadata_in(store, manifest)
-    # Last, so that no query ever finds a checkpoint whose files did not get here.
-    record = record_local(store, **said, resources=_resources(manifest), durable=True)
-    return Checkpoint(record, settings=chosen)
-
-
-def _require_new(store: Store, uuid: str) -> None:
-    known = store.records.get(LOCAL, "checkpoint", uuid)
-    if known is None or known.data.get("state") == State.DELETED:
-        return
-    manifest = store.resolve(LOCAL, uuid)
-    if manifest is not None and manifest.complete and all(store.has(digest) for digest in _digests(manifest)):
-        raise UsageError(f"checkpoint {uuid} is in the store already; `cas rm {uuid}` removes it")
-
-
-def _resources(manifest: Manifest) -> dict[str, int]:
-    found = {str(entry.path): entry.size for entry in manifest.files}
-    return found | {f"{folder}/": 0 for folder in manifest.directories}
-
-
-def _metadata_in(store: Store, manifest: Manifest) -> dict[str, Any]:
-    entry = manifest.by_path.get("metadata.json")
-    if entry is None or entry.digest is None or entry.size > 64 << 20:
-        return {}
-    try:
-        data = json.loads(store.blobs.read(entry.digest))
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
-    """Remove a checkpoint's files from this disk; bytes that other checkpoints need stay.
-
-    What was added locally is gone then: it has no origin. The record of a master's checkpoint stays.
-
-    Raises:
-        UsageError: it is no UUID.
-        NotFoundError: the store holds no such checkpoint.
-    """
-    chosen = settings or Settings.load()
-    store = open_store(chosen.home, stall=chosen.lock_stall)
-    plan = plan_remove(store, canonical_uuid(uuid))
-    report = execute_remove(store, plan)
-    if LOCAL in plan.registries:
-        record_removed(store, plan.uuid)
-    return report

@@ -4,6 +4,7 @@
 
     CasError                      1  something failed; the message says what, with what, and what to do
     ├── UsageError (ValueError)   2  the call or the command is wrong
+    │   └── ExperimentConflictError      2  what is said of an experiment or trial contradicts what was said before
     ├── NotFoundError (LookupError)      3  no such experiment, trial, checkpoint, file or folder
     │   └── CheckpointNotFoundError      3  a checkpoint's files are in no place that was asked
     ├── ContentError              4  bytes, names or records are not what they must be
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "ContentError",
     "DigestMismatchError",
+    "ExperimentConflictError",
     "ForeignContentError",
     "LockTimeoutError",
     "MasterError",
@@ -61,6 +63,10 @@ class UsageError(CasError, ValueError):
     """The call or the command is wrong; nothing was done."""
 
     exit_code = 2
+
+
+class ExperimentConflictError(UsageError):
+    """What is said of an experiment or trial contradicts what was said before."""
 
 
 class NotFoundError(CasError, LookupError):

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from cas.checkpoint import Checkpoint
 from cas.client import Determined, ExperimentReference, TrialReference
+from cas.registry.select import CheckpointSortBy, OrderBy
 
-__all__ = ["Checkpoint", "Determined", "ExperimentReference", "TrialReference"]
+__all__ = ["Checkpoint", "CheckpointSortBy", "Determined", "ExperimentReference", "OrderBy", "TrialReference"]

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from stores import UUID, damage, lies, run_python
 
-from cas.checkpoint import Checkpoint, add, remove
+from cas.adding import add, remove
+from cas.checkpoint import Checkpoint
 from cas.config import Link, Settings
 from cas.errors import (
     CasError,
@@ -123,12 +124,48 @@ def test_a_single_file_can_be_added(folder: Path, settings: Settings) -> None:
     assert content(checkpoint.view()) == {"state_dict.pth": FILES["state_dict.pth"]}
 
 
-def test_adding_a_uuid_that_is_here_is_refused(folder: Path, settings: Settings) -> None:
-    add(folder, uuid=UUID, settings=settings)
-    with pytest.raises(UsageError, match="cas rm"):
+def test_the_same_can_be_added_again_and_nothing_else_under_its_uuid(folder: Path, settings: Settings) -> None:
+    said = {"experiment": 1, "trial": 2, "steps": 3, "metrics": {"loss": 0.5}}
+    assert not add(folder, uuid=UUID, settings=settings, **said).was_here  # type: ignore[arg-type]
+    again = add(folder, uuid=UUID.upper(), settings=settings)
+    assert again.was_here
+    assert again.batch_number == 3
+    with pytest.raises(UsageError, match="other metrics"):
+        add(folder, uuid=UUID, settings=settings, **{**said, "metrics": {"loss": 0.4}})  # type: ignore[arg-type]
+    (folder / "deep/er/weights.bin").write_bytes(b"changed")
+    with pytest.raises(UsageError, match=r"other files.*cas rm"):
         add(folder, uuid=UUID, settings=settings)
     remove(UUID, settings=settings)
-    add(folder, uuid=UUID, settings=settings)
+    assert not add(folder, uuid=UUID, settings=settings).was_here
+
+
+def test_adding_one_file_does_not_look_at_its_neighbours(folder: Path, settings: Settings) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "a\\b").write_text("x")
+    assert list(add(folder / "state_dict.pth", settings=settings).resources) == ["state_dict.pth"]
+    with pytest.raises(CasError, match="a pipe"):
+        add(folder / "pipe", settings=settings)
+
+
+def test_an_empty_folder_is_no_checkpoint(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "nothing" / "here").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no files"):
+        add(tmp_path / "nothing", settings=settings)
+
+
+def test_a_home_is_never_made_in_a_folder_that_holds_other_things(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UsageError, match="is no store, and holds other things; set CAS_HOME"):
+        open_store(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_error_of_loading_names_the_checkpoint_and_no_view(folder: Path, settings: Settings) -> None:
+    (folder / "state_dict.pth").unlink()
+    checkpoint = add(folder, settings=settings)
+    with pytest.raises(CasError, match=checkpoint.uuid) as raised:
+        checkpoint.load()
+    assert "views" not in str(raised.value)
 
 
 def test_a_uuid_is_taken_in_any_form(folder: Path, settings: Settings) -> None:
@@ -178,7 +215,7 @@ def test_wrong_arguments_are_refused_before_anything_is_copied(folder: Path, set
 
 
 def test_adding_nothing_or_a_pipe_is_one_clear_line(tmp_path: Path, folder: Path, settings: Settings) -> None:
-    with pytest.raises(NotFoundError, match="there is no folder"):
+    with pytest.raises(NotFoundError, match="there is no folder or file"):
         add(tmp_path / "nowhere", settings=settings)
     os.mkfifo(folder / "pipe")
     with pytest.raises(CasError, match="pipe"):

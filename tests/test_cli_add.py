@@ -130,8 +130,23 @@ def test_adding_the_same_folder_again_is_one_line(shell):
 
     ended = shell.run("add", UUIDS[0])
 
+    assert (ended.code, ended.err) == (0, "")
+    assert "is in the store already" in ended.out
+
+
+def test_metadata_that_contradicts_an_experiment_says_the_way_out(shell):
+    for uuid, metric in zip(UUIDS[:2], ("loss", "accuracy"), strict=True):
+        write(shell.folder / uuid, weights="1")
+        searcher = {"metric": metric, "smaller_is_better": True}
+        metadata = {"experiment_id": 7, "trial_id": 9, "experiment_config": {"searcher": searcher}}
+        (shell.folder / uuid / "metadata.json").write_text(json.dumps(metadata))
+    shell.run("add", UUIDS[0]).ok  # noqa: B018
+
+    ended = shell.run("add", UUIDS[1])
+
     assert ended.code == 2
-    assert "is in the store already" in ended.line
+    assert "its metadata.json says experiment 7" in ended.line
+    assert shell.run("add", UUIDS[1], "--experiment", "8", "--trial", "10").code == 0
 
 
 def test_an_empty_word_does_not_mean_the_current_folder(shell):

@@ -15,7 +15,7 @@ from master_simulator import Data, Simulator
 
 import cas.client
 import cas.experimental
-from cas.checkpoint import add
+from cas.adding import add
 from cas.client import Determined, ExperimentReference, TrialReference
 from cas.config import Settings
 from cas.errors import AuthenticationError, NotFoundError, OfflineError, UsageError
@@ -333,7 +333,8 @@ def test_nothing_of_a_password_is_in_repr(server: Simulator) -> None:
 
 
 def test_the_documented_import_path_has_the_documented_names() -> None:
-    assert set(cas.experimental.__all__) == {"Checkpoint", "Determined", "ExperimentReference", "TrialReference"}
+    documented = {"Checkpoint", "Determined", "ExperimentReference", "TrialReference"}
+    assert set(cas.experimental.__all__) == documented | {"CheckpointSortBy", "OrderBy"}
     assert cas.experimental.Determined is Determined
     assert cas.experimental.ExperimentReference is ExperimentReference
     assert cas.experimental.TrialReference is TrialReference

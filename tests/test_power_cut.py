@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from stores import OTHER_UUID, ROOT, UUID, in_boot, manifest_of, uuid
 
-from cas.checkpoint import add
+from cas.adding import add
 from cas.config import Progress, Settings
 from cas.errors import CasError
 from cas.index import disk

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stores import damage, lies, manifest_of, uuid
 
-from cas.checkpoint import add, remove
+from cas.adding import add, remove
 from cas.config import Progress, Settings
 from cas.index import lines
 from cas.index.check import Kind, check

@@ -22,7 +22,7 @@ from cas.cli.parser import (
     number,
     settings,
 )
-from cas.errors import CasError
+from cas.errors import CasError, ExperimentConflictError
 
 if TYPE_CHECKING:
     from cas.config import Settings
@@ -85,28 +85,37 @@ def add(args: argparse.Namespace) -> int:
 
 
 def _add(path: str, args: argparse.Namespace, chosen: Settings) -> dict[str, Any]:
-    from cas import checkpoint as library
+    from cas import adding
 
     found = _left_by_older_client(Path(path))
     adopted = args.experiment is None and args.trial is None
-    checkpoint = library.add(
-        path,
-        experiment=found.experiment if adopted else args.experiment,
-        trial=found.trial if adopted else args.trial,
-        steps=args.steps if args.steps is not None else found.steps,
-        metrics=dict(args.metric) or None,
-        searcher_metric=args.searcher_metric,
-        smaller_is_better=args.smaller_is_better,
-        uuid=args.uuid or found.uuid,
-        hparams=_joined(args.hparams) or found.hparams,
-        metadata={**found.metadata, **_joined(args.metadata)} if args.metadata else None,
-        config=found.config if adopted else None,
-        settings=chosen,
-    )
+    try:
+        checkpoint = adding.add(
+            path,
+            experiment=found.experiment if adopted else args.experiment,
+            trial=found.trial if adopted else args.trial,
+            steps=args.steps if args.steps is not None else found.steps,
+            metrics=dict(args.metric) or None,
+            searcher_metric=args.searcher_metric,
+            smaller_is_better=args.smaller_is_better,
+            uuid=args.uuid or found.uuid,
+            hparams=_joined(args.hparams) or found.hparams,
+            metadata={**found.metadata, **_joined(args.metadata)} if args.metadata else None,
+            config=found.config if adopted else None,
+            settings=chosen,
+        )
+    except ExperimentConflictError as error:
+        if not adopted or found.experiment is None:
+            raise
+        raise ExperimentConflictError(
+            f"{error}; its metadata.json says experiment {found.experiment}, perhaps of another cluster:"
+            " --experiment ID --trial ID gives it ids of your own"
+        ) from error
     sizes = checkpoint.resources.values()
     return {
         "uuid": checkpoint.uuid,
         "from": path,
+        "was_here": checkpoint.was_here,
         "experiment": checkpoint.experiment_id,
         "trial": checkpoint.trial_id,
         "batch": checkpoint.batch_number,
@@ -117,7 +126,8 @@ def _add(path: str, args: argparse.Namespace, chosen: Settings) -> dict[str, Any
 
 def _line(one: dict[str, Any]) -> str:
     count = f"{one['files']} file{'' if one['files'] == 1 else 's'}"
-    return f"{one['uuid']}  added from {output.printable(one['from'])}: {count}, {output.size(one['size'])}"
+    what = "is in the store already, as in" if one["was_here"] else "added from"
+    return f"{one['uuid']}  {what} {output.printable(one['from'])}: {count}, {output.size(one['size'])}"
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

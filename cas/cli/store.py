@@ -295,7 +295,7 @@ def rm(args: argparse.Namespace) -> int:
     """Remove checkpoints; an only copy when that is confirmed. One that cannot be removed does not stop the others."""
     if not args.uuids:
         raise missing(args, "checkpoint", "<uuid>")
-    from cas.checkpoint import remove
+    from cas.adding import remove
 
     chosen, opened, removed, code = settings(args), store(args), [], 0
     for uuid in dict.fromkeys(args.uuids):

@@ -16,6 +16,7 @@ from cas.index import disk
 from cas.index.digest import Digest
 
 FORMAT = 1
+_FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "ingest", "views"}
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -102,6 +103,7 @@ def prepare(root: Path) -> str:
     """Make `root` a home if it is not one yet; return its store id.
 
     Raises:
+        UsageError: it is something else: a file, or a folder with other things in it.
         ContentError: it is the home of a newer cas, or `format.json` is damaged.
         NotAllowedError: it cannot be written.
     """
@@ -116,6 +118,8 @@ def prepare(root: Path) -> str:
             root.chmod(0o700)
         elif not root.is_dir():
             raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one")
+        elif _is_foreign(root):
+            raise UsageError(f"{root} is no store, and holds other things; set CAS_HOME to a folder of its own")
         for name in ("ingest", "views"):
             disk.make_folder(root / name)
             _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
@@ -126,6 +130,12 @@ def prepare(root: Path) -> str:
     except OSError as error:
         raise _cannot_make(root, error) from error
     return _store_id(root)
+
+
+def _is_foreign(root: Path) -> bool:
+    """Whether a folder that is no store yet holds something, and nothing of a store whose `format.json` was lost."""
+    found = {name for name in disk.names(root) if not name.startswith(".")}
+    return bool(found - {"lost+found"}) and not found & _FOLDERS
 
 
 def _cannot_make(root: Path, error: OSError) -> CasError:

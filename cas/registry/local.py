@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cas.errors import ContentError, NotFoundError, UsageError
+from cas.errors import ContentError, ExperimentConflictError, NotFoundError, UsageError
 from cas.index import disk
 from cas.index.store import Store
 from cas.registry import records as said_by
@@ -24,13 +24,13 @@ from cas.registry.values import as_number, is_name, is_whole, plain
 __all__ = ["LOCAL", "check_local", "record_local", "record_removed"]
 
 
-def check_local(store: Store, **said: Any) -> None:
-    """Check what `record_local` would be given, before gigabytes are copied; writes nothing.
+def check_local(store: Store, **said: Any) -> CheckpointRecord:
+    """Check what `record_local` would be given, before gigabytes are copied; return its record, and write nothing.
 
     Raises:
         UsageError: as `record_local`.
     """
-    _plan(store, **said)
+    return _plan(store, **said)[0]
 
 
 def record_local(store: Store, *, durable: bool = False, **said: Any) -> CheckpointRecord:
@@ -143,7 +143,7 @@ def _trial(store: Store, checkpoint: CheckpointRecord) -> TrialRecord | None:
             hparams=checkpoint.hparams,
         )
     if known.experiment_id != checkpoint.experiment_id:
-        raise UsageError(
+        raise ExperimentConflictError(
             f"trial {known.id} belongs to experiment {known.experiment_id}, not to experiment"
             f" {checkpoint.experiment_id}; ids of trials are unique over all experiments"
         )
@@ -201,7 +201,7 @@ class _Searcher:
         ours = self.metric if self.metric is not None else metric
         way = self.smaller_is_better if self.smaller_is_better is not None else direction
         if (ours, way) != (metric, direction):
-            raise self._contradiction(experiment, sources[0], ours, smaller=way)
+            raise self._contradiction(experiment, sources[0], ours, smaller=self.smaller_is_better)
         if "searcher" not in given or said_by.searcher_metric(given) is None:
             config["searcher"] = known["searcher"]
         return config
@@ -221,10 +221,13 @@ class _Searcher:
         return {**rest, "metric": self.metric, "smaller_is_better": self.smaller_is_better}
 
     @staticmethod
-    def _contradiction(experiment: int | None, known: Mapping[str, Any], metric: str, *, smaller: bool) -> UsageError:
-        return UsageError(
+    def _contradiction(
+        experiment: int | None, known: Mapping[str, Any], metric: str, *, smaller: bool | None
+    ) -> ExperimentConflictError:
+        direction = "" if smaller is None else f" with smaller_is_better={smaller}"
+        return ExperimentConflictError(
             f"the searcher metric of experiment {experiment} is {said_by.searcher_metric(known)!r} with"
-            f" smaller_is_better={said_by.smaller_is_better(known)}, not {metric!r} with smaller_is_better={smaller}"
+            f" smaller_is_better={said_by.smaller_is_better(known)}, not {metric!r}{direction}"
         )
 
 

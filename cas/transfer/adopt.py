@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 from cas.config import Settings
-from cas.errors import ChangedError, NotFoundError
+from cas.errors import ChangedError, NotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.ingest import Ingest, Staging
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.store import Store, explained
-from cas.transfer.folder import FolderRemote
+from cas.transfer.folder import FolderRemote, one_file
 from cas.transfer.progress import Advance, drawer
 from cas.transfer.remote import Listing, RemoteFile
 from cas.transfer.workers import StoppedError, Workers, wait_all
@@ -27,6 +27,7 @@ def ingest_folder(store: Store, path: Path, *, settings: Settings) -> Manifest:
 
     Raises:
         NotFoundError: there is nothing at that path.
+        UsageError: there are no files in it.
         UnsafeNameError: a name in it cannot be kept.
         ChangedError: a file was written to while it was copied.
     """
@@ -50,14 +51,33 @@ def ingest_folder(store: Store, path: Path, *, settings: Settings) -> Manifest:
             staging.close()
 
 
+def hash_folder(path: Path) -> Manifest:
+    """Return the manifest that `ingest_folder` would make; copies nothing.
+
+    Raises:
+        NotFoundError: there is nothing at that path.
+        UnsafeNameError: a name in it cannot be kept.
+    """
+    listing, remote = _list(path)
+
+    def entry(file: RemoteFile) -> FileEntry:
+        digest = Digest.of_file(remote.local_path(file))
+        return FileEntry(file.path, file.size, digest, executable=file.executable)
+
+    with explained(f"cannot read {path}"):
+        return Manifest.of(map(entry, listing.files), listing.directories)
+
+
 def _list(path: Path) -> tuple[Listing, FolderRemote]:
     if not path.exists():
-        raise NotFoundError(f"there is no folder {path}")
-    if path.is_dir():
-        remote = FolderRemote(path)
-        return remote.list(), remote
-    remote = FolderRemote(path.parent)
-    return Listing(tuple(file for file in remote.list().files if file.path == path.name)), remote
+        raise NotFoundError(f"there is no folder or file {path}")
+    if not path.is_dir():
+        return Listing((one_file(path),)), FolderRemote(path.parent)
+    remote = FolderRemote(path)
+    listing = remote.list()
+    if not listing.files:
+        raise UsageError(f"there are no files in {path}")
+    return listing, remote
 
 
 class _Copier:

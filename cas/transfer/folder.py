@@ -117,6 +117,19 @@ def require_same(file: RemoteFile, path: str, fd: int) -> None:
         raise ChangedError(f"{path} was written to since it was listed")
 
 
+def one_file(path: Path) -> RemoteFile:
+    """Return a file as a listing of its folder would have it; its neighbours are not looked at.
+
+    Raises:
+        ContentError: it is no plain file.
+        UnsafeNameError: its name cannot be kept.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ContentError(f"{path} is neither a file nor a folder ({_kind(found.st_mode)})")
+    return _listed(RelativePath(path.name), path.absolute(), found)
+
+
 class _Walk:
     """Reads a folder, the folders below it, and what symbolic links in it lead to."""
 
@@ -138,7 +151,7 @@ class _Walk:
                 path = self._inside(Path(entry.path), name) if entry.is_symlink() else Path(entry.path)
                 found = path.stat()
                 if stat.S_ISREG(found.st_mode):
-                    self._file(name, path, found)
+                    self._files.append(_listed(name, path, found))
                 elif not stat.S_ISDIR(found.st_mode):
                     raise ContentError(f"{entry.path} is neither a file nor a folder ({_kind(found.st_mode)})")
                 elif _key(found) in above:
@@ -158,10 +171,10 @@ class _Walk:
             raise UnsafeNameError(name, f"a symbolic link that leads out of {self._root}")
         return target
 
-    def _file(self, name: RelativePath, path: Path, found: os.stat_result) -> None:
-        url = "file://" + quote(os.fsencode(path))
-        executable = bool(found.st_mode & stat.S_IXUSR)
-        self._files.append(RemoteFile(name, found.st_size, _identity(url, found), executable))
+
+def _listed(name: RelativePath, path: Path, found: os.stat_result) -> RemoteFile:
+    identity = _identity("file://" + quote(os.fsencode(path)), found)
+    return RemoteFile(name, found.st_size, identity, executable=bool(found.st_mode & stat.S_IXUSR))
 
 
 def _identity(url: str, found: os.stat_result) -> RemoteIdentity:

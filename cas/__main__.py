@@ -1,0 +1,6 @@
+"""`python -m cas`: the `cas` command, for environments whose scripts are not on the path."""
+
+from cas.cli.main import cas
+
+if __name__ == "__main__":
+    cas()
