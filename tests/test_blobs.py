@@ -14,6 +14,8 @@ from cas.index.disk import Signature
 from cas.index.facts import BlobFact
 from cas.index.store import Store
 
+pytestmark = pytest.mark.slow
+
 HELLO = Digest.of(b"hello")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from cli import SCRIPTS, Shell
 
+pytestmark = pytest.mark.slow
+
 UUID = "46985143-af68-4d48-ab91-a6447052ca49"
 
 

@@ -8,6 +8,8 @@ import pytest
 from cli import Shell
 from master_simulator import Data, Simulator
 
+pytestmark = pytest.mark.slow
+
 UUIDS = [f"{number}0000000-0000-4000-8000-000000000000" for number in range(1, 4)]
 SECRET = "QkVMT05HUy1UTy1OT0JPRFk"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from cli import Shell
 
+pytestmark = pytest.mark.slow
+
 UUIDS = [f"{number}0000000-0000-4000-8000-000000000000" for number in range(1, 4)]
 DOCUMENTED_UUID = "46985143-af68-4d48-ab91-a6447052ca49"
 DOCUMENTED = """\

@@ -28,6 +28,8 @@ from cas.transfer import fetch, plan
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum
 
+pytestmark = pytest.mark.slow
+
 rng = random.Random(3)
 LARGE = rng.randbytes(2 * plan.RANGE + 12345)
 MEDIUM = rng.randbytes(plan.SMALL)

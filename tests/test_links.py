@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -23,6 +24,8 @@ from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 from cas.load.links import LinkReport, Materializer, is_complete
+
+pytestmark = pytest.mark.slow
 
 BIG = bytes(range(256)) * 400
 FILES = {
@@ -437,6 +440,40 @@ def test_nothing_is_written_through_a_symlink(store: Store, target: Path, tmp_pa
         (target / name).unlink()
         target.rmdir()
     assert content(outside) == {"model_def.py": b""}
+
+
+def test_nothing_is_written_through_a_symlink_that_appears_at_the_last_moment(
+    store: Store, target: Path, tmp_path: Path
+) -> None:
+    """Whoever may write in the target swaps a folder for a link after it was looked at: at each step once."""
+    manifest = manifest_of(store, {"sub/model.bin": BIG, "sub/code/x.py": b"x"}, folders=("sub/empty",))
+    outside = tmp_path / "outside"
+    number, done = 0, False
+    while not done:
+        number, done = number + 1, True
+        target = tmp_path / "targets" / f"t{number}"
+        target.mkdir(parents=True)
+        outside.mkdir()
+        seen = 0
+
+        def swap(moment: str, step: str, target: Path = target, number: int = number) -> None:
+            nonlocal seen, done
+            seen += 1
+            if seen == number:
+                done = False
+                if (target / "sub").exists():
+                    (target / "sub").rename(target / "hidden")
+                (target / "sub").symlink_to(outside)
+
+        disk.observe(swap)
+        try:
+            with contextlib.suppress(CasError):
+                put(store, target, manifest, extra=b"{}")
+        finally:
+            disk.observe(None)
+        assert list(outside.iterdir()) == []
+        outside.rmdir()
+    assert number > 10
 
 
 def test_what_is_no_plain_file_or_folder_is_refused(store: Store, target: Path) -> None:

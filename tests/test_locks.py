@@ -14,6 +14,8 @@ from stores import ROOT
 from cas.index.locks import Claim, ThreadLock, exclusive, is_abandoned
 from cas.index.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -28,6 +28,8 @@ from cas.registry.http import Http, Tls, canonical_url
 from cas.registry.master import PAGE, Master
 from cas.registry.records import CheckpointRecord, State
 
+pytestmark = pytest.mark.slow
+
 LOSS = {
     "searcher": {"metric": "loss", "smaller_is_better": True},
     "checkpoint_storage": {"type": "s3", "bucket": "b", "access_key": "AK", "secret_key": "SECRET"},

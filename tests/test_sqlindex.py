@@ -23,6 +23,8 @@ from cas.index.records import NewRecord, Seen
 from cas.index.sqlschema import VERSION
 from cas.index.store import Store
 
+pytestmark = pytest.mark.slow
+
 BLOBS = [f"blob {number}".encode() for number in range(40)]
 IDENTITIES = [RemoteIdentity(f"s3+https://h/b/{number}", 7, f'"{number}"') for number in range(20)]
 

@@ -25,6 +25,8 @@ from cas.index.store import Store
 from cas.load.names import probe
 from cas.load.views import SMALL, AbsentBlobsError, LinkMode, find_view, make_view, remove_view, views
 
+pytestmark = pytest.mark.slow
+
 LARGE = bytes(range(256)) * (SMALL // 256 + 1)
 FILES = {
     "model.bin": LARGE,
