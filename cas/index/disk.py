@@ -6,6 +6,7 @@ an operation and kills the process before and after each of them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -188,9 +189,16 @@ def link(source: Path, target: Path) -> None:
 
 
 @_step
-def rename(source: Path, target: Path) -> None:
-    """Rename; an existing target file is replaced, at no moment absent."""
-    os.rename(source, target)
+def rename(source: Path, target: Path | str, *, into: int | None = None) -> None:
+    """Rename; an existing target file is replaced, at no moment absent. `into`: the open folder of the new name."""
+    os.rename(source, target, dst_dir_fd=into)
+
+
+@_step
+def make_folder_in(folder: int, name: str) -> None:
+    """Make one folder in an open one; an existing one is fine."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=folder)
 
 
 @_step

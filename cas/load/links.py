@@ -382,7 +382,8 @@ class Materializer:
         for entry in sorted(missing, key=lambda entry: entry.path == METADATA):
             self._put(entry, self._added[entry.path][1])
         for folder in manifest.directories:
-            disk.make_folder(self._target / folder)
+            with self._opened([*folder.parents, folder]):
+                pass
         if write_extra and extra is not None:
             built = self._open_scratch().new_path()
             self._linker.write(extra, built)
@@ -395,10 +396,40 @@ class Materializer:
         self._linker.place(entry, built)
         for parent in entry.path.parents:
             self._folder_state(parent)
-        disk.make_folder(path.parent)
-        if state is _State.MISSING and os.path.lexists(path) and self._compare(entry) is _State.RIGHT:
-            return  # another process put it there
-        disk.rename(built, path)
+        with self._opened(entry.path.parents) as folder:
+            if state is _State.MISSING and os.path.lexists(path) and self._compare(entry) is _State.RIGHT:
+                return  # another process put it there
+            disk.rename(built, entry.path.name if folder is not None else path, into=folder)
+
+    @contextlib.contextmanager
+    def _opened(self, folders: list[str]) -> Iterator[int | None]:
+        """Make folders below the target, each within the one before; yield the last one, open.
+
+        By descriptors, so that none of them can become a symbolic link in between. None where a system has no such
+        calls: then they are only made.
+        """
+        if os.rename not in os.supports_dir_fd or not hasattr(os, "O_NOFOLLOW"):
+            disk.make_folder(self._target.joinpath(*folders[-1:]))
+            yield None
+            return
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        opened = os.open(self._target, flags)
+        try:
+            for path in folders:
+                name = path.rpartition("/")[2]
+                disk.make_folder_in(opened, name)
+                try:
+                    inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=opened)
+                except OSError as error:
+                    if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                        raise
+                    message = "is where a folder of the checkpoint belongs"
+                    raise ForeignContentError(self._target / path, message) from error
+                os.close(opened)
+                opened = inner
+            yield opened
+        finally:
+            os.close(opened)
 
     def _wants_extra(self, extra: bytes) -> bool:
         """Whether `metadata.json` is to be written: it is missing, torn, or an older one that we wrote."""
