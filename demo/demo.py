@@ -18,6 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RUN = HERE / "run"
 HOME = RUN / "home"
+MIB = 1 << 20
 
 
 def main() -> None:
@@ -54,11 +55,19 @@ def find() -> Any:
     show('top_checkpoint(sort_by="loss", smaller_is_better=True)', experiment.top_checkpoint("loss", True))
     for place, checkpoint in enumerate(experiment.top_n_checkpoints(5), 1):
         show(f"top_n_checkpoints(5), number {place}", checkpoint)
-    trial = Determined().get_trial(1)
-    show("get_trial(1).select_checkpoint(best=True)", trial.select_checkpoint(best=True))
+    trial = Determined().get_trial(3)
+    show(
+        'get_trial(3).select_checkpoint(best=True, sort_by="loss", …)',
+        trial.select_checkpoint(best=True, sort_by="loss", smaller_is_better=True),
+    )
+    show("get_trial(3).select_checkpoint(best=True)", trial.select_checkpoint(best=True))
     latest = trial.select_checkpoint(latest=True)
-    show("get_trial(1).select_checkpoint(latest=True)", latest)
-    show("get_trial(1).select_checkpoint(uuid=…)", trial.select_checkpoint(uuid=latest.uuid))
+    show("get_trial(3).select_checkpoint(latest=True)", latest)
+    first = Determined().get_trial(2).list_checkpoints()[0]
+    show(
+        f"get_trial(2).select_checkpoint(uuid={first.uuid[:8]}…)",
+        Determined().get_trial(2).select_checkpoint(uuid=first.uuid),
+    )
     return best
 
 
@@ -88,11 +97,12 @@ def account(best: Any) -> None:
     """Say what was added against what is stored, and how long things take."""
     added = sum(path.stat().st_size for path in (RUN / "moved-away" / "checkpoints").rglob("*") if path.is_file())
     stored = sum(path.stat().st_size for path in (HOME / "blobs").rglob("*") if path.is_file())
-    print(f"  added:   {added / 1e6:8.1f} MB in 15 checkpoints")
-    print(f"  stored:  {stored / 1e6:8.1f} MB ({stored / added:.0%}): every distinct file once")
-    size = sum(best.resources.values()) / 1e6
+    print(f"  added:   {added / MIB:8.1f} MiB in 15 checkpoints")
+    print(f"  stored:  {stored / MIB:8.1f} MiB ({stored / added:.0%}): every distinct file once")
+    print("           (weights change with each epoch; the code and the frozen backbone of trial 3 do not)")
+    size = sum(best.resources.values()) / MIB
     shutil.rmtree("checkpoints")
-    print(f"  download of {size:.1f} MB from the store:         {timed(best.download) * 1e3:6.1f} ms")
+    print(f"  download of {size:.1f} MiB from the store:        {timed(best.download) * 1e3:6.1f} ms")
     print(f"  the same again (complete, nothing to do):    {timed(best.download) * 1e3:6.1f} ms")
     best.load()
     print(f"  load() again in a process that has loaded:   {timed(best.load) * 1e3:6.1f} ms")
@@ -111,7 +121,7 @@ def show(what: str, checkpoint: Any) -> None:
     """Print one line about a checkpoint."""
     metrics = checkpoint.validation["metrics"]["validation_metrics"]
     where = f"trial {checkpoint.trial_id}, batch {checkpoint.batch_number}"
-    print(f"  {what:58} {checkpoint.uuid[:8]}…  {where:19} accuracy {metrics['accuracy']:.4f}")
+    print(f"  {what:62} {checkpoint.uuid[:8]}…  {where:19} accuracy {metrics['accuracy']:.4f}")
 
 
 def command(name: str) -> str:
@@ -122,7 +132,10 @@ def command(name: str) -> str:
 def run(program: str, *arguments: str, quiet: bool = False) -> str:
     """Run a command of this environment; return what it prints, or let it print."""
     path = program if "/" in program else command(program)
-    found = subprocess.run([path, *arguments], check=True, text=True, stdout=subprocess.PIPE if quiet else None)
+    pipe = subprocess.PIPE if quiet else None
+    found = subprocess.run([path, *arguments], text=True, stdout=pipe, stderr=pipe, check=False)
+    if found.returncode:
+        sys.exit(f"{Path(path).name} {' '.join(arguments)} ended with {found.returncode}\n{found.stderr or ''}")
     return found.stdout or ""
 
 
