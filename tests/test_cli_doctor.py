@@ -48,6 +48,7 @@ def test_each_setting_says_where_it_comes_from(shell):
     assert setting(shell, "home", "--home", "/x/y") == ("/x/y", "argument")
     assert setting(shell, "concurrency") == ("3", "CAS_CONCURRENCY")
     assert setting(shell, "timeout") == ("5.0", f"timeout in {config}")
+    assert f"config.toml: {config}\n" in shell.run("doctor").out
     assert setting(shell, "verify") == ("default", "default")
     assert setting(shell, "master") == ("addr:1", "DET_MASTER_ADDR")
     shell.variables["DET_MASTER"] = "http://m"

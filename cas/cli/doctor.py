@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
 from cas.cli.parser import add_command, add_form
+from cas.config import config_file, explain
 
 if TYPE_CHECKING:
     from cas.config import Explained
     from cas.index.probe import Abilities
 
 _EXTRAS = {
-    "s3": ("obstore", "botocore", "awscrt"),
+    "s3": ("obstore", "botocore", "isal", "awscrt"),
     "torch": ("torch", "numpy", "picklescan"),
     "tensorflow": ("tensorflow",),
 }
@@ -51,7 +52,6 @@ class Finding:
 
 def doctor(args: argparse.Namespace) -> int:
     """Print everything; exit code 1 if something serious was found."""
-    from cas.config import explain
     from cas.index.probe import probe
 
     settings = explain(home=args.home, master=args.master, offline=True if args.offline else None)
@@ -63,6 +63,7 @@ def doctor(args: argparse.Namespace) -> int:
         output.say_json(
             versions=_own_versions(),
             settings=[{**asdict(one), "value": _shown(one)} for one in settings],
+            config_file=str(config_file()),
             home={"path": str(home), "exists": home.exists(), **asdict(abilities)},
             det=command,
             module=module,
@@ -142,12 +143,12 @@ def _about_home(home: Path, abilities: Abilities) -> list[Finding]:
     elif not abilities.writable:
         remedy = "set CAS_HOME to a folder of yours"
         found.append(Finding(f"{abilities.folder} cannot be written", remedy, serious=True))
-    elif not abilities.hard_links:
+    elif abilities.hard_links is False:
         found.append(Finding("no hard links here: views are made of symlinks", "put CAS_HOME on another disk"))
     if abilities.network:
         message = f"the home is on {abilities.file_system}, which counts as a network file system"
         found.append(Finding(message, "put CAS_HOME on a local disk if you can: it is faster and safer"))
-    if abilities.writable and not abilities.locks:
+    if abilities.writable and abilities.locks is False:
         message = "locks do nothing here: results stay right, but work may be done twice"
         found.append(Finding(message, "put CAS_HOME on a local disk"))
     if abilities.free < _LITTLE_SPACE:
@@ -191,6 +192,8 @@ def _print_versions(extras: dict[str, dict[str, str | None]]) -> None:
 def _print_settings(settings: tuple[Explained, ...]) -> None:
     rows = [(one.name, _shown(one), one.source, one.doc) for one in settings]
     output.say("\n" + output.table(("setting", "value", "from", "meaning"), rows))
+    path = config_file()
+    output.say(f"config.toml: {path}{'' if path.exists() else ' (not there)'}")
 
 
 def _shown(one: Explained) -> str | None:
