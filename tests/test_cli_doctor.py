@@ -142,4 +142,4 @@ def test_extras_are_listed_without_importing_them(shell):
     assert done.stderr == "[]\n"
     extras = json.loads(done.stdout)["extras"]
     assert set(extras) == {"s3", "torch", "tensorflow"}
-    assert set(extras["s3"]) == {"obstore", "botocore", "awscrt"}
+    assert set(extras["s3"]) == {"obstore", "botocore", "isal", "awscrt"}
