@@ -527,3 +527,40 @@ def test_attacks_are_pickles(attack: Callable[[Path], bytes], trace: Path) -> No
     except ValueError:
         assert attack is attack_after_stop
     assert attack is attack_after_stop or opcodes[-1] == "STOP"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_that_writes_files_is_refused(tmp_path: Path, trace: Path) -> None:
+    # In another process: the compiler is deprecated in today's torch, and wants the source in a file.
+    (tmp_path / "make.py").write_text(f"""
+import warnings; warnings.simplefilter("ignore")
+import torch
+class Harmless(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.ones(2)
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.weight, self.training)
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        self.weight = state[0]
+        self.training = state[1]
+    def forward(self, x):
+        return x * self.weight
+class Hostile(Harmless):
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        self.weight = state[0]
+        self.training = state[1]
+        torch.save(self.weight, {str(trace)!r})
+torch.jit.script(Harmless()).save({str(tmp_path / "harmless.pth")!r})
+torch.jit.script(Hostile()).save({str(tmp_path / "hostile.pth")!r})
+""")
+    subprocess.run([sys.executable, str(tmp_path / "make.py")], check=True)
+    assert torch.equal(load(tmp_path / "harmless.pth")(torch.ones(2)), torch.ones(2))
+    with pytest.raises(UnsafeContentError, match="save"):
+        load(tmp_path / "hostile.pth")
+    assert not trace.exists()
+    load(tmp_path / "hostile.pth", Trust.ALWAYS)
+    assert trace.exists()

@@ -23,6 +23,7 @@ import contextlib
 import io
 import logging
 import pickle
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -385,6 +386,24 @@ def check_torch_file(path: Path, policy: Policy, *, subject: str | None = None, 
         raise UnsafeContentError(f"{name}: {error}. {_REMEDY}") from error
 
 
+def check_torchscript(path: Path) -> None:
+    """Judge the program in a file of TorchScript: it runs while it is loaded, and two operations write files.
+
+    Raises:
+        UnsafeContentError: it uses one of them.
+    """
+    import torch
+
+    reader = torch._C.PyTorchFileReader(str(path))
+    for name in reader.get_all_records():
+        if name.endswith(".py") and (found := _WRITES_FILES.search(reader.get_record(name))):
+            raise UnsafeContentError(_refusal(str(path), found[0].decode("ascii"), "it is a program that writes files"))
+
+
+# Also `getattr`, which can spell the others; what TorchScript itself writes has none of these words.
+_WRITES_FILES = re.compile(rb"\b(?:from_file|getattr|save)\b")
+
+
 def _check_zip(path: Path, policy: Policy, subject: str, options: dict[str, Any]) -> None:
     # Torch's own reader: another zip parser could be shown other bytes than torch will run.
     import torch
@@ -407,4 +426,4 @@ def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[s
             raise ContentError(f"{subject}: a plain pickle, not a file of torch")
 
 
-__all__ = ["Policy", "check_torch_file", "names_in"]
+__all__ = ["Policy", "check_torch_file", "check_torchscript", "names_in"]

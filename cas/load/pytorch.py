@@ -17,7 +17,7 @@ from typing import Any
 from cas.config import Trust
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError
 from cas.load.layouts import Kind, Layout
-from cas.load.policy import Policy, check_torch_file
+from cas.load.policy import Policy, check_torch_file, check_torchscript
 from cas.load.sources import Sources
 from cas.load.trials import build_trial
 
@@ -154,6 +154,8 @@ def _is_torchscript(torch: Any, path: Path) -> bool:
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
     if reading.trust is Trust.NEVER:
         raise UnsafeContentError(f"{path}: holds a TorchScript program, and CAS_TRUST=never lets nothing run")
+    if reading.trust is not Trust.ALWAYS:
+        check_torchscript(path)
     return torch.jit.load(str(path), map_location=options.get("map_location"))
 
 
