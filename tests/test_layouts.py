@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -109,6 +110,13 @@ def test_damaged_metadata_counts_as_none(tmp_path: Path, text: str) -> None:
     make(tmp_path, "model.pth")
     (tmp_path / "metadata.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     (tmp_path / "load_data.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert recognize(tmp_path).hparams == {}
+
+
+def test_pipes_and_devices_count_as_no_metadata(tmp_path: Path) -> None:
+    make(tmp_path, "model.pth")
+    os.mkfifo(tmp_path / "metadata.json")
+    (tmp_path / "load_data.json").symlink_to("/dev/zero")
     assert recognize(tmp_path).hparams == {}
 
 

@@ -227,6 +227,9 @@ def test_files_that_are_no_modules_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "code" / ".hidden").mkdir()
     (tmp_path / "code" / ".hidden" / "x.py").write_text("")
     (tmp_path / "code" / "data.bin").write_bytes(b"\0")
+    (tmp_path / "code" / "dangling.py").symlink_to("nowhere")
+    (tmp_path / "code" / "endless.py").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "code" / "pipe.py")
     assert sources_of(tmp_path / "code") is made
 
 

@@ -153,9 +153,11 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        if path.stat().st_size > _MAX_JSON:
+        if not path.is_file():  # a pipe would never end
             return {}
-        data = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            text = file.read(_MAX_JSON + 1)
+        data = json.loads(text) if len(text) <= _MAX_JSON else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

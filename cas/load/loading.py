@@ -89,7 +89,7 @@ def user_folder(path: Path) -> Iterator[Path]:
 def _mirror(source: Path, view: Path) -> None:
     for entry in os.scandir(source):
         # code/ is one link: its modules remember where they lie, and this view is gone when they read data files.
-        if entry.is_dir() and not entry.is_symlink() and entry.name != "code":
+        if not entry.is_symlink() and entry.is_dir() and entry.name != "code":
             (view / entry.name).mkdir()
             _mirror(Path(entry.path), view / entry.name)
         else:

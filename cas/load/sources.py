@@ -271,10 +271,14 @@ def _read(code: Path) -> dict[str, bytes]:
         for name in names:
             if name.endswith(".py") and name[:-3].isidentifier():
                 path = Path(folder, name)
-                total += path.stat().st_size
+                if not path.is_file():  # a link to nothing, a pipe, a device
+                    continue
+                with open(path, "rb") as file:
+                    data = file.read(_MAX_SOURCES - total + 1)
+                total += len(data)
                 if total > _MAX_SOURCES:
                     raise ContentError(f"the sources in {code} have more than {_MAX_SOURCES} bytes")
-                files[path.relative_to(code).as_posix()] = path.read_bytes()
+                files[path.relative_to(code).as_posix()] = data
     return files
 
 
