@@ -73,3 +73,15 @@ def test_a_read_only_folder_is_not_writable_and_a_tmpfs_is_named(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "file_system='tmpfs'" in done.stdout
     assert "writable=False, locks=None, hard_links=None, reflinks=None" in done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root to mount")
+def test_a_full_disk_is_looked_at_too(tmp_path):
+    code = f'from cas.index.probe import probe; from pathlib import Path; print(probe(Path("{tmp_path}")))'
+    # Room for the scratch folder, and for nothing in it.
+    script = f"mount -t tmpfs -o nr_inodes=2 none {tmp_path} && {sys.executable} -c '{code}'"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, cwd=Path.cwd())
+
+    assert done.returncode == 0, done.stderr
+    assert "writable=True, locks=None, hard_links=None, reflinks=None" in done.stdout

@@ -14,7 +14,7 @@ from stores import OTHER_UUID, ROOT, UUID, damage, lies, manifest_of, run_python
 
 from cas.errors import CasError, ContentError, NoSpaceError, NotAllowedError, NotFoundError, UsageError
 from cas.index import disk
-from cas.index.check import check
+from cas.index.check import Kind, check
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry, Manifest
@@ -139,6 +139,21 @@ def test_other_errors_stay_what_they_are() -> None:
 
 
 @pytest.mark.root
+def test_check_goes_on_while_blobs_are_removed(store: Store) -> None:
+    tagged(store, UUID, {"a": b"1", "b": b"2", "c": b"3"})
+    first = []
+
+    def remove_the_rest(done: int, total: int) -> None:
+        if not first:
+            first.append(done)
+            for path in sorted(store.home.glob("blobs/??/*"))[1:]:
+                path.unlink()
+
+    report = check(store, deep=True, advance=remove_the_rest)
+    assert [problem.kind for problem in report.problems] == [Kind.MISSING_BLOB] * 2
+    assert report.blobs == 1
+
+
 def test_a_full_disk_breaks_nothing(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root for a small tmpfs")

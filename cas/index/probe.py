@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def probe(folder: Path) -> Abilities:
         tried: tuple[bool | None, bool | None, bool | None] = (None, None, None)
         return Abilities(folder, kind, is_network(kind), space.free, space.total, False, *tried)
     try:
-        tried = (_locks(scratch), _hard_links(scratch), _reflinks(scratch))
+        tried = (_try(_locks, scratch), _try(_hard_links, scratch), _try(_reflinks, scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Abilities(folder, kind, is_network(kind), space.free, space.total, True, *tried)
@@ -96,6 +97,13 @@ def _unescape(text: str) -> str:
 def is_network(kind: str | None) -> bool:
     """Whether a type of file system is one whose bytes lie on another host."""
     return kind is not None and kind.startswith(_NETWORK)
+
+
+def _try(ability: Callable[[Path], bool], scratch: Path) -> bool | None:
+    try:
+        return ability(scratch)
+    except OSError:  # a full disk
+        return None
 
 
 def _locks(scratch: Path) -> bool:
