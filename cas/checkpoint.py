@@ -18,8 +18,10 @@ from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageErr
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.store import Store, open_store
-from cas.load.links import LinkReport, Materializer, is_complete
+from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
+from cas.load.placing import OWN, LinkReport
+from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view
 from cas.registry.local import LOCAL
 from cas.registry.records import CheckpointRecord, State
@@ -143,7 +145,7 @@ class Checkpoint:
         known = self.store.resolve(self.record.registry, self.uuid)
         if known is not None and known.complete:
             extra = self._metadata_file(known)
-            if is_complete(self.store, target, known, extra):
+            if is_complete(self.store, target, known, extra, owned=mode in OWN):
                 self.link_report, self.pull_report = LinkReport.unchanged(known), None
                 return str(target)
         only = self.is_only_copy

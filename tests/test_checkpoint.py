@@ -314,6 +314,19 @@ def test_each_way_of_linking_gives_the_same_content(
     assert not lies(settings.home)
 
 
+@pytest.mark.parametrize("first", [Link.SYMLINK, Link.HARDLINK])
+def test_a_copy_that_is_asked_for_replaces_links_into_the_store(
+    origin: Path, tmp_path: Path, settings: Settings, first: Link
+) -> None:
+    checkpoint = from_shared(settings, origin, metadata={})
+    target = tmp_path / "target"
+    checkpoint.download(target, link=first)
+    checkpoint.download(target, link=Link.COPY)
+    assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in target.rglob("*") if path.is_file())
+    remove(UUID, settings=settings)
+    assert {name: data for name, data in content(target).items() if name != "metadata.json"} == EXPECTED
+
+
 def test_an_only_copy_is_never_hard_linked(folder: Path, tmp_path: Path, settings: Settings) -> None:
     checkpoint = add(folder, settings=settings)
     target = tmp_path / "target"

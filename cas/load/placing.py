@@ -1,0 +1,179 @@
+"""Making one file of a user's out of a blob: reflinked, copied, hard-linked or symlinked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from cas.config import Link
+from cas.errors import CasError, CheckpointNotFoundError, ContentError
+from cas.index import disk
+from cas.index.digest import Digest
+from cas.index.manifest import FileEntry, Manifest
+from cas.index.store import Store
+
+OWN = (Link.COPY, Link.REFLINK)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """What happened in a user's folder: how many files got there how, and how many bytes were copied."""
+
+    reflinked: int = 0
+    copied: int = 0
+    hardlinked: int = 0
+    symlinked: int = 0
+    kept: int = 0  # were there already, and right
+    bytes: int = 0  # that were copied
+    extra: int = 0  # files that are not the checkpoint's, left alone
+    only_copies: int = 0  # were to be hard links, and were not, because they would be the only copy's
+
+    @property
+    def mode(self) -> Link | None:
+        """How the most files got there; None if all were there already."""
+        counts = {
+            Link.REFLINK: self.reflinked,
+            Link.HARDLINK: self.hardlinked,
+            Link.SYMLINK: self.symlinked,
+            Link.COPY: self.copied,
+        }
+        best = max(counts, key=lambda link: counts[link])
+        return best if counts[best] else None
+
+    @classmethod
+    def unchanged(cls, manifest: Manifest) -> Self:
+        """The report of a target that was complete."""
+        return cls(kept=len(manifest.files))
+
+    def __str__(self) -> str:
+        words = [f"{getattr(self, name)} {name}" for name in ("reflinked", "copied", "hardlinked", "symlinked", "kept")]
+        return ", ".join(word for word in words if not word.startswith("0 ")) or "nothing to do"
+
+
+class Placer:
+    """Makes files out of blobs, in the way that was asked for, and counts. Safe to call from several threads."""
+
+    def __init__(self, store: Store, target: Path, link: Link, is_only_copy: Callable[[Digest], bool]) -> None:
+        self._store = store
+        self._target = target  # for messages
+        self._link = link
+        self._is_only_copy = is_only_copy
+        self._lock = threading.Lock()
+        self._reflinks = True  # until one fails: then the two places cannot share bytes
+        self._mode = 0o644
+        self.report = LinkReport()
+
+    @property
+    def owns(self) -> bool:
+        """Whether the user asked for files of their own, that no longer hang on the store."""
+        return self._link in OWN
+
+    def adopt_mode(self, folder: Path) -> None:
+        """Take the umask from a folder that was just made."""
+        self._mode = stat.S_IMODE(folder.stat().st_mode) & 0o777
+
+    def forget(self) -> None:
+        """Count from the beginning: what was built is not used."""
+        self.report = LinkReport()
+
+    def place(self, entry: FileEntry, path: Path) -> None:
+        """Make one file, which must not exist."""
+        assert entry.digest is not None  # entries are added when their blob is in the store
+        blob = blob_of(self._store, entry.digest, entry.path)
+        disk.make_folder(path.parent)
+        if self._link is Link.SYMLINK and not entry.executable:
+            disk.symlink(os.fspath(blob), path)
+            self._count(symlinked=1)
+        elif self._link is Link.HARDLINK and not entry.executable and self._hardlink(blob, path, entry.digest):
+            self._count(hardlinked=1)
+        elif self._link is not Link.COPY and self._reflink(blob, path, entry):
+            self._count(reflinked=1)
+        elif self._link is Link.REFLINK and entry.size:
+            raise CasError(
+                f"{self._target}: files cannot share bytes with the store in {self._store.home} (no reflink between the"
+                " two); use link=auto or link=copy"
+            )
+        else:
+            self._copy(blob, path, entry)
+            self._count(copied=1, bytes=entry.size)
+
+    def _hardlink(self, blob: Path, path: Path, digest: Digest) -> bool:
+        if self._is_only_copy(digest):
+            self._count(only_copies=1)
+            return False
+        try:
+            disk.link(blob, path)
+        except OSError as error:
+            if error.errno == errno.EMLINK:  # this one blob has all the names it can have
+                return False
+            if not disk.is_link_refusal(error):
+                raise
+            raise CasError(
+                f"{self._target}: no hard links to the store in {self._store.home} can be made ({error.strerror});"
+                " use link=auto or link=copy"
+            ) from error
+        return True
+
+    def _reflink(self, blob: Path, path: Path, entry: FileEntry) -> bool:
+        if not self._reflinks or not entry.size:
+            return False
+        if not disk.reflink(blob, path):
+            self._reflinks = False
+            with contextlib.suppress(FileNotFoundError):
+                disk.unlink(path)
+            return False
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            disk.set_mode(fd, self._mode_of(entry))
+        finally:
+            os.close(fd)
+        return True
+
+    def _copy(self, blob: Path, path: Path, entry: FileEntry) -> None:
+        source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = disk.create(path, 0o777 if entry.executable else 0o666)
+            try:
+                for start in range(0, entry.size, disk.COPY_WINDOW):
+                    disk.copy_range(source, fd, start, min(disk.COPY_WINDOW, entry.size - start))
+            finally:
+                os.close(fd)
+        except EOFError as error:
+            raise ContentError(f"blob {entry.digest} changed while it was copied; try again") from error
+        finally:
+            os.close(source)
+
+    def _mode_of(self, entry: FileEntry) -> int:
+        return self._mode if entry.executable else self._mode & 0o666
+
+    def write(self, data: bytes, path: Path) -> None:
+        """Make a file that is no blob."""
+        fd = disk.create(path, 0o666)
+        try:
+            disk.write(fd, data)
+        finally:
+            os.close(fd)
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            changes = {name: getattr(self.report, name) + count for name, count in counts.items()}
+            self.report = replace(self.report, **changes)
+
+
+def blob_of(store: Store, digest: Digest, name: str) -> Path:
+    """Return the path of a blob that can be believed.
+
+    Raises:
+        CheckpointNotFoundError: it is not here.
+    """
+    path = store.blobs.locate(digest)
+    if path is None:
+        raise CheckpointNotFoundError(f"{name}: its bytes ({digest}) are not in the store; download it again")
+    return path
