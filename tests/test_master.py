@@ -290,6 +290,8 @@ def test_a_silent_master_is_offline_after_the_timeout(quiet: Simulator, ask: Ask
         ('json:{"experiment":{"id":"x"}}', "id is 'x'"),
         ('json:{"experiment":{}}', "it has no id"),
         ('json:{"experiment":{"id":1,"config":[1]}}', "config is"),
+        ("redirect:http://[::1/x", "Invalid IPv6 URL"),
+        ("redirect:file:///etc/passwd", "No connection adapters"),
         ("500", "scripted 500"),
         ("418", "scripted 418"),
         ("501", "scripted 501"),

@@ -35,6 +35,7 @@ CONFIG = {
         "environment_variables": {"cpu": ["AWS_SECRET_ACCESS_KEY=SECRET-9", "LANG=C"], "cuda": ["HF_TOKEN=SECRET-10"]},
         "pod_spec": {"env": [{"name": "DB_PASSWORD", "value": "SECRET-11"}, {"name": "MODE", "value": "fast"}]},
     },
+    "data": {"url": "postgres://user:SECRET-14@host/db", "mirrors": ["x https://:SECRET-15@a https://a/b:c@d"]},
     "integrations": {"wandb": {"api_key": "SECRET-12", "accessToken": "SECRET-13"}},
 }
 
@@ -78,6 +79,7 @@ def test_what_is_no_credential_is_kept() -> None:
     assert kept["environment"]["environment_variables"] == {"cpu": ["LANG=C"], "cuda": []}
     assert kept["environment"]["pod_spec"]["env"] == [{"name": "DB_PASSWORD"}, {"name": "MODE", "value": "fast"}]
     assert kept["searcher"] == CONFIG["searcher"]
+    assert kept["data"] == {"url": "postgres://host/db", "mirrors": ["x https://a https://a/b:c@d"]}
 
 
 def test_credentials_are_not_in_repr() -> None:

@@ -226,6 +226,8 @@ class Http:
                 )
                 stack.callback(response.close)
                 return self._answer(response, self._read(response), secrets)
+        except CasError:
+            raise
         except requests.exceptions.SSLError as error:
             raise MasterError(
                 f"{self.url}: its certificate is refused ({_reason(error)}); DET_MASTER_CERT_FILE names a file with the"
@@ -233,7 +235,7 @@ class Http:
             ) from _without_context(error)
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise OfflineError(f"the master {self.url} does not answer: {_reason(error)}") from _without_context(error)
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: a redirect to no address
             raise MasterError(f"{self.url}: {_one_line(str(error), secrets)}") from _without_context(error)
 
     def _verify(self) -> bool | None:

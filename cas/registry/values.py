@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+_PASSWORD = re.compile(r"(?<=://)[^\s/?#@]*:[^\s/?#@]*@")  # of a user, in a URL
 MAX_DEPTH = 64  # levels; a configuration has fewer than ten, and a line of records may have 100 around them
 
 # In checkpoint_storage and in environment variables anything that could be one is taken for a credential …
@@ -111,7 +112,7 @@ def _inside(value: Any) -> Any:
         return without_credentials(value)
     if isinstance(value, list):
         return [_inside(one) for one in value]
-    return value
+    return _PASSWORD.sub("", value) if isinstance(value, str) else value
 
 
 def _storage(value: Any) -> Any:
