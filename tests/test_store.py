@@ -2,9 +2,11 @@ import errno
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +154,26 @@ def test_check_goes_on_while_blobs_are_removed(store: Store) -> None:
     report = check(store, deep=True, advance=remove_the_rest)
     assert [problem.kind for problem in report.problems] == [Kind.MISSING_BLOB] * 2
     assert report.blobs == 1
+
+
+def test_check_goes_on_while_folders_come_and_go(store: Store) -> None:
+    stop = threading.Event()
+
+    def make_and_remove() -> None:
+        while not stop.is_set():
+            for folder in (store.home / "aside" / "view-x", store.home / "ingest" / "key"):
+                (folder / "tree" / "deep").mkdir(parents=True)
+                (folder / "tree" / "deep" / "claim").touch()
+                shutil.rmtree(folder)
+
+    thread = threading.Thread(target=make_and_remove)
+    thread.start()
+    try:
+        for _ in range(300):
+            check(store, deep=True)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_full_disk_breaks_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ What is found wrong is put aside at once, so that nobody is served it; nothing i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -193,18 +194,15 @@ def _lines(store: Store) -> Iterator[Problem]:
 def _debris(store: Store) -> Iterator[Problem]:
     for path, stat in _files(store.home / "aside"):
         yield Problem(Kind.ASIDE, path, "was damaged, or on its way out, and is used by nobody", size=stat.st_size)
-    for claim in sorted((store.home / "ingest").glob("*/*/claim")):
-        if is_abandoned(claim):
+    for claim, _ in _files(store.home / "ingest"):
+        if claim.name == "claim" and is_abandoned(claim):
             size = sum(stat.st_size for _, stat in _files(claim.parent))
             text = "of a process that was killed; downloading the same again resumes it"
             yield Problem(Kind.ABANDONED, claim.parent, text, size=size)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in sorted(folder.rglob("*")):
-        try:
-            stat = path.lstat()
-        except FileNotFoundError:
-            continue
-        if not path.is_dir():
-            yield path, stat
+    # Not by Path.rglob: folders that somebody removes meanwhile are errors to it.
+    for path in sorted(Path(above, name) for above, _, names in os.walk(folder) for name in names):
+        with contextlib.suppress(FileNotFoundError):
+            yield path, path.lstat()
