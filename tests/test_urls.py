@@ -104,6 +104,8 @@ def test_what_is_wrong_is_one_clear_line(settings, storage):
 def test_an_unsupported_type_is_named(settings):
     with pytest.raises(UsageError, match="storage type 'gcs' is not supported by this version"):
         remote_for_storage({"type": "gcs", "bucket": "b"}, UUID, settings)
+    with pytest.raises(UsageError, match="storage is 's3', not an object"):
+        remote_for_storage("s3", UUID, settings)
 
 
 @pytest.mark.parametrize("uuid", ["../etc", UUID.upper(), UUID + "-other", ""])

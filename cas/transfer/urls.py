@@ -20,13 +20,15 @@ from cas.transfer.sigv4 import Credentials
 IN_CLUSTER = Path("/determined_shared_fs")  # where a cluster's containers see the host path of a shared file system
 
 
-def remote_for_storage(storage: Mapping[str, Any], uuid: str, settings: Settings) -> Remote:
+def remote_for_storage(storage: object, uuid: str, settings: Settings) -> Remote:
     """Return where a checkpoint's files lie, of an experiment's `checkpoint_storage`.
 
     Raises:
         UsageError: the storage is of a type that is not supported, or is not complete.
     """
     check_uuid(uuid)
+    if not isinstance(storage, Mapping):  # a master may say anything
+        raise UsageError(f"the checkpoint's storage is {storage!r:.80}, not an object")
     kind = storage.get("type")
     if kind == "shared_fs":
         return _shared_folder(storage, uuid)
