@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -133,4 +134,5 @@ def _rss_anon() -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("cas").setLevel(logging.ERROR)
     globals()[sys.argv[1]](*sys.argv[2:])

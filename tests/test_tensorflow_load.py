@@ -65,8 +65,37 @@ def test_saved_model_loads_with_its_signatures() -> None:
     assert close(serve(model), OUTPUT)
 
 
-def test_saved_model_loads_without_running_code_under_trust_never() -> None:
-    assert close(serve(load_path(SAVED_MODEL, trust=Trust.NEVER)), OUTPUT)
+def test_a_graph_is_a_program_and_not_loaded_under_trust_never() -> None:
+    with pytest.raises(UnsafeContentError, match="never"):
+        load_path(SAVED_MODEL, trust=Trust.NEVER)
+
+
+def test_a_graph_that_writes_files_while_it_is_loaded_is_refused_before_it_runs(tmp_path: Path) -> None:
+    import tensorflow as tf
+    from tensorflow.python.trackable.resource import TrackableResource
+
+    class Writer(TrackableResource):  # type: ignore[misc]
+        def _create_resource(self) -> object:
+            return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+        def _initialize(self) -> None:
+            tf.io.write_file(str(tmp_path / "written"), "it ran")
+
+    class Model(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.writer = Writer()
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32)])  # type: ignore[untyped-decorator]
+        def __call__(self, x: object) -> object:
+            return x
+
+    tf.saved_model.save(Model(), str(tmp_path / "model"))
+    (tmp_path / "written").unlink(missing_ok=True)
+    with pytest.raises(UnsafeContentError, match="WriteFile"):
+        load_path(tmp_path / "model")
+    assert not (tmp_path / "written").exists()
+    load_path(tmp_path / "model", trust=Trust.ALWAYS)
+    assert (tmp_path / "written").exists()
 
 
 def test_tags_choose_the_graph() -> None:

@@ -183,6 +183,8 @@ class Blobs:
         if self._matches(held, digest):
             self.link_back(held, digest)
             return None
+        if not held.exists():  # another process judged it first, and linked it back or removed it
+            return None
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
         for call in self._when_bad:
             call(digest)

@@ -48,7 +48,7 @@ def load_folder(
     layout = recognize(folder, metadata)
     sources = sources_of(layout.code) if layout.code is not None and trust is not Trust.NEVER else None
     if layout.kind is Kind.SAVED_MODEL:
-        return load_saved_model(layout, tags, kwargs)
+        return load_saved_model(layout, tags, kwargs, trust)
     if layout.kind is Kind.KERAS_TRIAL:
         return load_keras_trial(layout, sources, trust)
     if layout.kind is Kind.KERAS_CALLBACK:

@@ -11,6 +11,7 @@ from cas.load.layouts import Layout
 from cas.load.sources import Sources
 from cas.load.trials import build_trial
 
+_UNSAFE_OPERATIONS = ("WriteFile", "CreateSummaryFileWriter")  # of a graph: they write where they like
 SERVE = ("serve",)  # the tag of the graph that is meant for inference
 
 
@@ -31,13 +32,20 @@ def require_tensorflow() -> Any:
     return tensorflow
 
 
-def load_saved_model(layout: Layout, tags: Sequence[str] | None, options: Mapping[str, Any]) -> Any:
-    """Return the trackable that TensorFlow makes of a SavedModel. It holds a graph, and no Python code.
+def load_saved_model(
+    layout: Layout, tags: Sequence[str] | None, options: Mapping[str, Any], trust: Trust = Trust.SCAN
+) -> Any:
+    """Return the trackable that TensorFlow makes of a SavedModel.
+
+    It holds a graph and no Python code, but a graph is a program: parts of it run while it is loaded, and can write
+    files. TensorFlow's saver is such a part of every model, so a scan finds only what no model needs.
 
     Raises:
+        UnsafeContentError: the trust policy does not allow it.
         ContentError: it is damaged, or has no graph with these tags.
         CasError: TensorFlow is not installed.
     """
+    _require_allowed(layout, trust)
     tf = require_tensorflow()
     wanted = list(tags) if tags is not None else list(SERVE)
     try:
@@ -45,6 +53,24 @@ def load_saved_model(layout: Layout, tags: Sequence[str] | None, options: Mappin
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         message = str(error).partition("\n")[0][:300]
         raise ContentError(f"{layout.file}: TensorFlow cannot load it with the tags {wanted}: {message}") from error
+
+
+def _require_allowed(layout: Layout, trust: Trust) -> None:
+    if trust is Trust.NEVER:
+        raise UnsafeContentError(
+            f"{layout.file}: a SavedModel's graph is a program, and the trust policy is `never`; trust=scan loads it"
+        )
+    if trust is Trust.ALWAYS:
+        return
+    for name in ("saved_model.pb", "saved_model.pbtxt"):
+        path = layout.file / name
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        if found := [operation for operation in _UNSAFE_OPERATIONS if operation.encode() in data]:
+            raise UnsafeContentError(
+                f"{path}: its graph would call {' and '.join(found)}, which no model needs; trust=always loads it"
+            )
 
 
 def load_keras_trial(layout: Layout, sources: Sources | None, trust: Trust) -> Any:
