@@ -252,7 +252,6 @@ class DeterminedEnvironment:
     user: str | None
     password: str | None = field(repr=False)
     user_token: str | None = field(repr=False)
-    session_token: str | None = field(repr=False)
     cert_file: str | None
     cert_name: str | None
     config_folder: Path  # holds auth.json and certs.json, shared with the other client
@@ -265,7 +264,6 @@ class DeterminedEnvironment:
             user=get("DET_USER"),
             password=get("DET_PASS"),
             user_token=get("DET_USER_TOKEN"),
-            session_token=get("DET_SESSION_TOKEN"),
             cert_file=get("DET_MASTER_CERT_FILE"),
             cert_name=get("DET_MASTER_CERT_NAME"),
             config_folder=_determined_folder(),

@@ -29,7 +29,6 @@ NOBODY = DeterminedEnvironment(
     user=None,
     password=None,
     user_token=None,
-    session_token=None,
     cert_file=None,
     cert_name=None,
     config_folder=Path("/nonexistent"),
@@ -423,7 +422,7 @@ from cas.config import DeterminedEnvironment
 from cas.registry.auth import Login
 from cas.registry.http import Http
 folder, url = Path(sys.argv[1]), sys.argv[2]
-environment = DeterminedEnvironment(None, None, None, None, None, None, folder)
+environment = DeterminedEnvironment(None, None, None, None, None, folder)
 http = Http(url)
 token = Login(http, user="alice", password=None, environment=environment).token()
 print("got a token" if token else "nothing")

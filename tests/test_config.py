@@ -146,8 +146,8 @@ def test_explain_says_where_every_value_comes_from(tmp_path: Path, monkeypatch: 
 
 
 def test_passwords_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DET_PASS", "DET_USER_TOKEN", "DET_SESSION_TOKEN"):
+    for name in ("DET_PASS", "DET_USER_TOKEN"):
         monkeypatch.setenv(name, "secret-word")
     found = DeterminedEnvironment.load()
-    assert (found.password, found.user_token, found.session_token) == ("secret-word",) * 3
+    assert (found.password, found.user_token) == ("secret-word",) * 2
     assert "secret-word" not in repr(found)

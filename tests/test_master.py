@@ -82,7 +82,6 @@ def environment(tmp_path: Path) -> DeterminedEnvironment:
         user=None,
         password=None,
         user_token=None,
-        session_token=None,
         cert_file=None,
         cert_name=None,
         config_folder=tmp_path / "determined",

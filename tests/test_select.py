@@ -237,15 +237,6 @@ def test_report_times_with_offsets_are_compared_as_moments() -> None:
         select.report_time(made(report_time=odd))
 
 
-def test_by_uuid_takes_every_form() -> None:
-    wanted = made(5)
-    assert select.by_uuid([made(4), wanted], uuid(5).replace("-", "").upper()) == wanted
-    with pytest.raises(NotFoundError, match="trial 3 has no checkpoint"):
-        select.by_uuid([made(4)], uuid(5), of="trial 3")
-    with pytest.raises(UsageError):
-        select.by_uuid([made(4)], "five")
-
-
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "3", None])
 def test_a_limit_is_a_number_of_checkpoints(limit: Any) -> None:
     with pytest.raises(UsageError, match="1 or more"):

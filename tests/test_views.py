@@ -23,7 +23,7 @@ from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 from cas.load.names import probe
-from cas.load.views import SMALL, AbsentBlobsError, LinkMode, find_view, make_view, remove_view, views
+from cas.load.views import SMALL, AbsentBlobsError, LinkMode, find_view, make_view
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +38,13 @@ FILES = {
     "new\u2028line.bin": LARGE + b"line",
 }
 NO_REBOOT = cannot_reboot()
+
+
+def views(store: Store) -> list[Digest]:
+    """The manifests that have a view."""
+    return [
+        Digest(path.name) for path in sorted((store.home / "views").iterdir()) if path.is_dir() and len(path.name) == 64
+    ]
 
 
 @pytest.fixture
@@ -202,8 +209,8 @@ def test_removed_view_leaves_nothing_and_no_blob_is_lost(store: Store) -> None:
     make_view(store, manifest)
     assert list(views(store)) == [manifest.digest]
     with open(make_view(store, manifest).path / "model.bin", "rb") as used:
-        remove_view(store, manifest.digest)
-        remove_view(store, manifest.digest)
+        store.drop_view(manifest.digest)
+        store.drop_view(manifest.digest)
         assert used.read() == LARGE
     assert list(views(store)) == []
     assert store.absent(manifest) == []
@@ -443,7 +450,7 @@ def test_killed_before_and_after_every_step_the_next_call_makes_the_view(store: 
     number = 0
     while True:
         number += 1
-        remove_view(store, manifest.digest)
+        store.drop_view(manifest.digest)
         if not _killed_at(store, manifest, number):
             break
         assert content(make_view(Store(store.home), manifest).path) == {**FILES, "empty": None}

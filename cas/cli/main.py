@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cas.cli")
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, INTERRUPTED = 1, 130
 BROKEN_PIPE = 141  # what a shell shows for any command whose reader went away
 
 

@@ -78,8 +78,6 @@ class _Finder:
         self._code = code
         self._config = _mapping(loaded.get("experiment_config") or metadata.get("experiment_config"))
         self._hparams = _mapping(loaded.get("hparams") or metadata.get("hparams"))
-        self._trial_type = loaded.get("trial_type")
-        self._format = metadata.get("format")
         entrypoint = loaded.get("trial_cls_spec") or self._config.get("entrypoint")
         self._entrypoint = entrypoint if isinstance(entrypoint, str) and ":" in entrypoint else None
 

@@ -12,19 +12,16 @@ file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
 import os
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cas.errors import CasError, CheckpointNotFoundError, ContentError, UnsafeNameError
+from cas.errors import CasError, CheckpointNotFoundError, UnsafeNameError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.disk import Signature
@@ -377,23 +374,5 @@ def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewRe
         found = find_view(store, digest)
         if found is not None:
             return found
-        remove_view(store, digest)
+        store.drop_view(digest)
     raise CasError(f"{folder} is made and removed again and again by another process")
-
-
-def remove_view(store: Store, digest: Digest) -> None:
-    """Remove a view; whoever has one of its files open keeps it."""
-    held = store.layout.aside(f"view-{digest.hex}")
-    disk.make_folder(held.parent)
-    with contextlib.suppress(FileNotFoundError):
-        disk.rename(store.layout.view(digest), held)
-        disk.remove_tree(held)
-
-
-def views(store: Store) -> Iterator[Digest]:
-    """Yield the manifests that have a view."""
-    for name in sorted(os.listdir(store.home / "views")):
-        with contextlib.suppress(ContentError):
-            digest = Digest(name)
-            if stat.S_ISDIR(os.lstat(store.home / "views" / name).st_mode):
-                yield digest

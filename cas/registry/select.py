@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from cas.errors import NotFoundError, UsageError
-from cas.registry.records import CheckpointRecord, State, canonical_uuid
+from cas.registry.records import CheckpointRecord, State
 from cas.registry.values import is_name, is_whole
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
@@ -194,20 +194,6 @@ def latest(records: Iterable[CheckpointRecord], *, of: str = "this list") -> Che
         return steps, report_time(record) or (-1 << 62, 0)
 
     return max(sorted(completed, key=lambda record: record.uuid), key=key)
-
-
-def by_uuid(records: Iterable[CheckpointRecord], uuid: object, *, of: str = "this list") -> CheckpointRecord:
-    """Return the checkpoint with a UUID, which may be in any form that a master takes.
-
-    Raises:
-        UsageError: it is no UUID.
-        NotFoundError: none has it.
-    """
-    wanted = canonical_uuid(uuid)
-    for record in records:
-        if record.uuid == wanted:
-            return record
-    raise NotFoundError(f"{of} has no checkpoint {wanted}")
 
 
 def _why_none(records: Sequence[CheckpointRecord], metric: str | None, of: str) -> str:
