@@ -313,3 +313,25 @@ def test_signature_is_of_what_stat_says(store: Store) -> None:
     stat = path_of(store).stat()
     assert Signature.of(stat) == Signature(5, stat.st_mtime_ns, stat.st_ino)
     assert sys.maxsize > 2**32
+
+
+def test_what_another_process_judged_first_raises_no_false_alarm(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = store.put(b"right")
+    alarms: list[Digest] = []
+    store.blobs.on_bad(alarms.append)
+
+    def other_process(moment: str, step: str) -> None:
+        if (moment, step) == ("after", "rename"):
+            disk.observe(None)
+            for held in (store.home / "aside").iterdir():
+                store.blobs.link_back(held, digest)
+
+    disk.observe(other_process)
+    try:
+        assert store.blobs.put_aside(digest) is None
+    finally:
+        disk.observe(None)
+    assert (alarms, caplog.messages) == ([], [])
+    assert store.has(digest)
