@@ -78,3 +78,25 @@ class Result:
         """This, if the command succeeded."""
         assert self.code == 0, self
         return self
+
+
+UUIDS = [f"{number}0000000-0000-4000-8000-000000000000" for number in range(1, 4)]
+
+
+def stocked_shell(folder: Path) -> Shell:
+    """A shell with two checkpoints (the first two `UUIDS`) that share a file, of two trials."""
+    shell = Shell(folder)
+    for number, uuid in enumerate(UUIDS[:2], 1):
+        model = folder / "model"
+        model.mkdir(exist_ok=True)
+        (model / "common").write_bytes(b"c" * 1000)
+        (model / "own").write_bytes(b"%d" % number * 10)
+        words = ["--experiment", "1", "--trial", str(number), "--steps", str(number * 100)]
+        metric = ["--metric", f"loss={number}", "--searcher-metric", "loss", "--smaller-is-better", "yes"]
+        shell.run("add", "model", "--uuid", uuid, *words, *metric).ok  # noqa: B018
+    return shell
+
+
+def blobs(shell: Shell) -> list[Path]:
+    """The paths of all blobs in the shell's store."""
+    return sorted((shell.home / "blobs").glob("??/*"))
