@@ -17,6 +17,7 @@ from cas.config import Link, Settings, Trust
 from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
+from cas.index.space import Destination, Need, require_room
 from cas.index.store import Store, open_store
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
@@ -137,7 +138,7 @@ class Checkpoint:
             UsageError: the path is empty, or there is no such way to link.
             ForeignContentError: the folder holds other content under a name of the checkpoint's.
             CheckpointNotFoundError: the files are neither here nor at the origin.
-            NoSpaceError: the disk is full.
+            NoSpaceError: it will not fit, and nothing was written; or the disk became full, and the next call goes on.
         """
         self._require_downloadable()
         target = users_path(path) if path is not None else Path("checkpoints") / self.uuid
@@ -150,7 +151,10 @@ class Checkpoint:
                 return str(target)
         only = self.is_only_copy
         with Materializer(self.store, target, link=mode, is_only_copy=lambda _: only) as materializer:
-            manifest = self._bring(materializer.add)
+            there = (
+                Destination(target.absolute(), may_share=mode is Link.AUTO) if mode in (Link.AUTO, Link.COPY) else None
+            )
+            manifest = self._bring(materializer.add, there)
             self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
         return str(target)
 
@@ -234,13 +238,18 @@ class Checkpoint:
                 f" Checkpoint {self.uuid} is {self.state}"
             )
 
-    def _bring(self, on_file: OnFile | None) -> Manifest:
-        """Return a manifest whose blobs are all here, told one by one to `on_file`; fetch what is missing."""
+    def _bring(self, on_file: OnFile | None, destination: Destination | None = None) -> Manifest:
+        """Return a manifest whose blobs are all here, told one by one to `on_file`; fetch what is missing.
+
+        Raises:
+            NoSpaceError: what is missing will not fit, or not into the destination besides.
+        """
         manifest = self.store.resolve(self.record.registry, self.uuid)
         absent: list[Digest] = []
         if manifest is not None and manifest.complete:
             absent = [digest for digest in digests_of(manifest) if not self.store.has(digest)]
             if not absent:
+                self._require_room(manifest, destination)
                 if on_file is not None:
                     for entry in manifest.files:
                         on_file(entry)
@@ -260,9 +269,16 @@ class Checkpoint:
             settings=self.settings,
             expected_sizes=self.resources or None,
             partial=self.state is State.PARTIALLY_DELETED,
+            destination=destination,
             on_file=on_file,
         )
         return self.pull_report.manifest
+
+    def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:
+        if destination is not None and self.settings.check_space:
+            placed = destination.need((entry.path, entry.size) for entry in manifest.files)
+            doing, nothing = f"cannot write into {destination.folder}", Need(self.store.home, 0)
+            require_room(self.store, nothing, doing, destination=destination, placed=placed)
 
     def _gone(self, manifest: Manifest | None, absent: list[Digest]) -> CheckpointNotFoundError:
         if manifest is None:

@@ -120,6 +120,7 @@ class Settings:
     trust: Trust = _setting(Trust.SCAN, Trust, "which pickles may run: never, scan, always")
     verify: Verify = _setting(Verify.DEFAULT, Verify, "default: origin's checksums; strict: nothing unvouched")
     concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
+    check_space: bool = _setting(True, _truth, "refuse what will not fit on the disk before anything is written")
     lock_stall: float = _setting(60.0, _seconds, "seconds without progress after which a lock is not waited for")
     timeout: float = _setting(30.0, _seconds, "seconds that a server may keep silent")
     region: str | None = _setting(None, _text, "region of S3 buckets, if nothing else tells")

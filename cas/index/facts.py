@@ -117,7 +117,12 @@ class Facts:
         group = self._here()
         with group.lock:
             waiting, group.waiting = group.waiting, []
-        lines.append(self._layout.facts, waiting)
+        try:
+            lines.append(self._layout.facts, waiting)
+        except OSError:  # a full disk, which may have room again when the work ends: what was fetched stays known
+            with group.lock:
+                group.waiting[:0] = waiting
+            raise
 
     def _here(self) -> _Group:
         if self._group.pid != os.getpid():

@@ -13,14 +13,15 @@ XXH3, and another process that ingests the same source takes over the whole rang
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import blake3
 import xxhash
@@ -34,6 +35,7 @@ from cas.index.ranges import Range, Ranges
 log = logging.getLogger("cas.index")
 
 _WINDOW = 1 << 20  # bytes per read while hashing
+_MOVED = 4 << 20  # bytes in memory while a range is moved on a full disk
 
 
 class Follower(Protocol):
@@ -96,8 +98,11 @@ class Staging:
             self.folder.parent.rmdir()
 
     def abandon(self) -> None:
-        """Leave the folder for whoever resumes the work."""
+        """Leave the folder for whoever resumes the work, if anything in it can be resumed."""
         self._claim.release()
+        if not any(name.endswith(".journal") for name in disk.names(self.folder)):
+            with contextlib.suppress(OSError):  # a thread that comes too late
+                disk.remove_tree(self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -253,6 +258,16 @@ class Ingest:
             if self._hashed > max(start, self._written.reaches(start)):
                 self._spoiled = True
 
+    def keep_part(self, start: int, reached: int, end: int, proof: str) -> None:
+        """Give up a range, but for what was written of it: with a journal, whoever resumes the transfer has that."""
+        if self._journal is not None and reached > start:
+            try:
+                self.note_range(start, reached, proof)
+                start = reached
+            except OSError as error:  # a full disk, most likely: then all of it comes again
+                log.info("%s: cannot note what was written: %s", self.path, error)
+        self.give_up_range(start, end)
+
     # --- hashing -------------------------------------------------------------------------------------------
 
     def _hash(self, data: memoryview) -> None:
@@ -341,30 +356,65 @@ class Ingest:
     def _take_over(self, source: str, size: int) -> None:
         """Copy the whole, proven ranges of other transfers of the same source into our own file."""
         for folder in _siblings(self.path.parent):
+            is_dead = is_abandoned(folder / "claim")
             for name in disk.names(folder):
                 if name.endswith(".journal"):
-                    with contextlib.suppress(OSError, EOFError):
-                        self._take_ranges(folder / name, source, size)
+                    with contextlib.suppress(OSError):
+                        self._take_ranges(folder / name, source, size, giving_back=is_dead)
 
-    def _take_ranges(self, journal: Path, source: str, size: int) -> None:
+    def _take_ranges(self, journal: Path, source: str, size: int, *, giving_back: bool) -> None:
+        """Take what one journal proves. `giving_back`: a dead process's file is cut as its bytes come over, the last
+        range first, and removed then, so that on a full disk a resumed transfer needs room for what is missing only.
+        """
         entries = [line.payload for line in lines.read(journal)]
         if not entries or entries[0] != {"source": source, "size": size}:
             return
-        other = os.open(journal.with_suffix(".data"), os.O_RDONLY | os.O_CLOEXEC)
+        spans = [span for entry in entries[1:] if (span := _span(entry, size)) is not None]
+        access = os.O_RDWR if giving_back else os.O_RDONLY
+        other = os.open(journal.with_suffix(".data"), access | os.O_CLOEXEC)
         try:
-            for entry in entries[1:]:
-                start, end, proof = entry.get("start"), entry.get("end"), entry.get("xxh3")
-                if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= size:
-                    continue
-                if self._written.overlap(start, end):
-                    continue
-                disk.copy_range(other, self._fd, start, end - start)
-                data = memoryview(os.pread(self._fd, end - start, start))
-                if len(data) == end - start and xxhash.xxh3_64_hexdigest(data) == proof:
-                    self._begin(start, end)
-                    self._note(start, end, data)
+            for start, end, proof in sorted(spans, reverse=giving_back):
+                if not self._written.overlap(start, end):
+                    self._take(other, start, end, proof, giving_back=giving_back)
+                if giving_back and self._written.reaches(start) >= end:
+                    disk.truncate(other, start)
         finally:
             os.close(other)
+        if giving_back:
+            disk.unlink(journal.with_suffix(".data"))
+            disk.unlink(journal)
+
+    def _take(self, other: int, start: int, end: int, proof: str, *, giving_back: bool) -> None:
+        try:
+            disk.copy_range(other, self._fd, start, end - start)
+        except EOFError:  # it was taken before, by a process that was killed in the middle of it
+            return
+        except OSError as error:
+            if not giving_back or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._move(other, start, end)
+        data = memoryview(os.pread(self._fd, end - start, start))
+        if len(data) == end - start and xxhash.xxh3_64_hexdigest(data) == proof:
+            self._begin(start, end)
+            self._note(start, end, data)
+
+    def _move(self, other: int, start: int, end: int) -> None:
+        """Take a range where there is no room for it twice: piece by piece, cut off there before it is written here.
+
+        A kill in the middle loses this one range.
+        """
+        for at in reversed(range(start, end, _MOVED)):
+            data = os.pread(other, min(_MOVED, end - at), at)
+            disk.truncate(other, at)
+            disk.write_at(self._fd, data, at)
+
+
+def _span(entry: Mapping[str, Any], size: int) -> tuple[int, int, str] | None:
+    """Return what a line of a journal says: start, end and XXH3 of a range."""
+    start, end, proof = entry.get("start"), entry.get("end"), entry.get("xxh3")
+    if isinstance(start, int) and isinstance(end, int) and isinstance(proof, str) and 0 <= start < end <= size:
+        return start, end, proof
+    return None
 
 
 class RangeWriter:
@@ -424,7 +474,7 @@ class RangeWriter:
         os.close(self._fd)
         self._fd = -1
         if kind is not None or self.left:
-            self._ingest.give_up_range(self._start, self._end)
+            self._ingest.keep_part(self._start, self._at, self._end, self._proof.hexdigest())
         else:
             self._ingest.note_range(self._start, self._end, self._proof.hexdigest())
         if kind is None and self.left:

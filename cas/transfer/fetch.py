@@ -14,6 +14,7 @@ from cas.index.digest import Digest
 from cas.index.facts import OriginFact
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import Manifest
+from cas.index.space import Destination, Need, left_over, require_room
 from cas.index.store import Store, explained
 from cas.transfer import forks
 from cas.transfer.large import LargeFiles
@@ -53,6 +54,7 @@ def pull(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None = None,
     partial: bool = False,
+    destination: Destination | None = None,
     progress: Drawer | None = None,
     on_file: OnFile | None = None,
 ) -> PullReport:
@@ -63,9 +65,10 @@ def pull(
         remote: where from: everything below it is the checkpoint.
         registry: who knows the checkpoint.
         uuid: its UUID.
-        settings: `concurrency`, `verify` and `progress` count here.
+        settings: `concurrency`, `verify`, `check_space` and `progress` count here.
         expected_sizes: path -> bytes as the registry has it; names that end in `/` are folders.
         partial: files that the registry names may be missing: the checkpoint was deleted in part.
+        destination: where the caller will place the files besides: whether they fit there is looked at too.
         progress: what draws; default: as the settings say.
         on_file: called once for each file as soon as it is in the store, from any thread, possibly several at once.
 
@@ -76,7 +79,8 @@ def pull(
         ChangedError: a file was replaced while it was read, and once more while it was read again.
         TransientRemoteError: the remote failed too often; what was fetched is resumed by the next pull.
         NotAllowedError: credentials or permissions are missing.
-        NoSpaceError: the disk is full.
+        NoSpaceError: what is to be fetched will not fit, and nothing was written; or the disk became full, and what
+            was fetched is resumed by the next pull.
     """
     draw = progress or drawer(settings.progress, uuid[:8])
     if forks.must_spawn() and (recipe := remote.recipe()) is not None:
@@ -90,12 +94,13 @@ def pull(
             settings=settings,
             expected_sizes=expected_sizes,
             partial=partial,
+            destination=destination,
             draw=draw,
             on_file=on_file,
         )
     with explained(f"cannot write into {store.home}"):
         expected = _Expected(expected_sizes or {}, partial)
-        return _Pull(Session(store, remote, settings, on_file), expected, draw).run(registry, uuid)
+        return _Pull(Session(store, remote, settings, on_file), expected, draw, destination).run(registry, uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +114,12 @@ class _Expected:
 class _Pull:
     """One pull: the listing, the plan, and the units of work."""
 
-    def __init__(self, session: Session, expected: _Expected, draw: Drawer) -> None:
+    def __init__(
+        self, session: Session, expected: _Expected, draw: Drawer, destination: Destination | None = None
+    ) -> None:
         self._session = session
         self._expected = expected
+        self._destination = destination
         self._draw = draw
         self._relisting = threading.Lock()
         self._second_listing: Listing | None = None
@@ -122,6 +130,8 @@ class _Pull:
         began, session = time.monotonic(), self._session
         listing = self._list()
         first = plan = self._plan(listing)
+        if session.settings.check_space:
+            self._require_room(plan, listing)
         for _ in range(_ROUNDS):
             log.info("%s: %s", session.remote.url, plan)
             self._execute(plan)
@@ -156,6 +166,16 @@ class _Pull:
             return facts[identity].digest if identity in facts else None
 
         return plan_pull(listing, known, store.has)
+
+    def _require_room(self, plan: PullPlan, listing: Listing) -> None:
+        """Refuse what will not fit; the room that an interrupted transfer of a large file takes is used again."""
+        store, there = self._session.store, self._destination
+        size = sum(
+            max(unit.size - (left_over(store.layout, unit.key) if unit.is_large else 0), 0) for unit in plan.units
+        )
+        incoming = Need(store.home, size, plan.files_to_fetch)
+        placed = None if there is None else there.need((file.path, file.size) for file in listing.files)
+        require_room(store, incoming, f"cannot fetch {self._session.remote.url}", destination=there, placed=placed)
 
     def _execute(self, plan: PullPlan) -> None:
         session = self._session

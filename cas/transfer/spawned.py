@@ -24,6 +24,7 @@ from cas.errors import CasError, RemoteError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
+from cas.index.space import Destination
 from cas.index.store import Store, open_store
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.progress import Advance, Drawer
@@ -52,6 +53,7 @@ def pull_elsewhere(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None,
     partial: bool,
+    destination: Destination | None,
     draw: Drawer,
     on_file: OnFile | None,
 ) -> PullReport:
@@ -67,6 +69,7 @@ def pull_elsewhere(
         "recipe": dict(recipe),
         "settings": _settings_to_json(settings.but(home=store.home)),
         "pull": {"registry": registry, "uuid": uuid, "partial": partial, "expected_sizes": dict(expected_sizes or {})},
+        "destination": None if destination is None else [str(destination.folder), destination.may_share],
     }
     command = [sys.executable, "-P", "-c", _START]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
@@ -148,8 +151,15 @@ def work(task: Mapping[str, Any]) -> None:
     settings = Settings(home=Path(task["settings"]["home"])).but(**task["settings"])
     remote = remote_for_recipe(task["recipe"], settings)
     store = open_store(settings.home)
+    there = task["destination"] and Destination(Path(task["destination"][0]), task["destination"][1])
+    options: dict[str, Any] = {
+        "settings": settings,
+        "destination": there,
+        "progress": relay.draw,
+        "on_file": relay.file,
+    }
     try:
-        done = pull(store, remote, settings=settings, progress=relay.draw, on_file=relay.file, **task["pull"])
+        done = pull(store, remote, **options, **task["pull"])
     except KeyboardInterrupt:
         sys.exit(130)
     except CasError as error:
