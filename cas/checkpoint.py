@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cas.config import Link, Settings, Trust
-from cas.errors import CasError, CheckpointNotFoundError, OfflineError, UsageError
+from cas.config import DownloadMode, Link, Settings, Trust
+from cas.errors import CasError, CheckpointNotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
@@ -24,10 +24,13 @@ from cas.load.loading import load_folder, user_folder
 from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view
+from cas.origins import Origin
 from cas.registry.local import LOCAL
 from cas.registry.records import CheckpointRecord, State
-from cas.transfer.fetch import PullReport, pull
-from cas.transfer.urls import remote_for_storage
+from cas.transfer.fetch import PullReport
+
+if TYPE_CHECKING:
+    from cas.registry.catalog import HandsOutFiles
 
 log = logging.getLogger("cas.checkpoint")
 
@@ -42,8 +45,11 @@ class Checkpoint:
     `record` is what a registry knows of it; the files may be on this disk, or at their origin, or both.
     """
 
-    def __init__(self, record: CheckpointRecord, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, record: CheckpointRecord, *, settings: Settings | None = None, master: HandsOutFiles | None = None
+    ) -> None:
         self.record = record
+        self._master = master  # who is asked for the files where the storage cannot be reached
         self.settings = settings or Settings.load()
         self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
         self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
@@ -117,8 +123,8 @@ class Checkpoint:
         return self.record.registry == LOCAL or not self.record.experiment_config.get("checkpoint_storage")
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the store, so that it can be sent to another process, which opens the store for itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "store"}
+        """All but the store and the master's connections, so that it can be sent to another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "store"} | {"_master": None}
 
     def __repr__(self) -> str:
         where = f"trial {self.trial_id} of experiment {self.experiment_id}" if self.trial_id is not None else "no trial"
@@ -126,12 +132,20 @@ class Checkpoint:
 
     # --- the files -------------------------------------------------------------------------------------------
 
-    def download(self, path: str | Path | None = None, *, link: Link | str | None = None) -> str:
+    def download(
+        self,
+        path: str | Path | None = None,
+        mode: DownloadMode | str | None = None,
+        *,
+        link: Link | str | None = None,
+    ) -> str:
         """Bring the files into a folder of the user's, whole or not at all; return its path.
 
         Args:
             path: the folder; default `checkpoints/<uuid>` under the current one. It may exist: what is right there
                 is kept, what is missing is added, and what is not the checkpoint's is never touched.
+            mode: which way what is not here comes: `direct` (from the storage), `master` (through the master), `auto`
+                (through the master where the storage's way is closed); default the setting.
             link: `auto` (reflink where the file system can, else copy), `reflink`, `hardlink`, `symlink`, `copy`.
 
         Raises:
@@ -142,19 +156,18 @@ class Checkpoint:
         """
         self._require_downloadable()
         target = users_path(path) if path is not None else Path("checkpoints") / self.uuid
-        mode = self.settings.but(link=link).link
+        chosen = self.settings.but(link=link, mode=mode)
         known = self.store.resolve(self.record.registry, self.uuid)
         if known is not None and known.complete:
             extra = self._metadata_file(known)
-            if is_complete(self.store, target, known, extra, owned=mode in OWN):
+            if is_complete(self.store, target, known, extra, owned=chosen.link in OWN):
                 self.link_report, self.pull_report = LinkReport.unchanged(known), None
                 return str(target)
         only = self.is_only_copy
-        with Materializer(self.store, target, link=mode, is_only_copy=lambda _: only) as materializer:
-            there = (
-                Destination(target.absolute(), may_share=mode is Link.AUTO) if mode in (Link.AUTO, Link.COPY) else None
-            )
-            manifest = self._bring(materializer.add, there)
+        with Materializer(self.store, target, link=chosen.link, is_only_copy=lambda _: only) as materializer:
+            sharing, copying = chosen.link is Link.AUTO, chosen.link in (Link.AUTO, Link.COPY)
+            there = Destination(target.absolute(), may_share=sharing) if copying else None
+            manifest = self._bring(materializer.add, there, chosen.mode)
             self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
         return str(target)
 
@@ -238,7 +251,9 @@ class Checkpoint:
                 f" Checkpoint {self.uuid} is {self.state}"
             )
 
-    def _bring(self, on_file: OnFile | None, destination: Destination | None = None) -> Manifest:
+    def _bring(
+        self, on_file: OnFile | None, destination: Destination | None = None, mode: DownloadMode | None = None
+    ) -> Manifest:
         """Return a manifest whose blobs are all here, told one by one to `on_file`; fetch what is missing.
 
         Raises:
@@ -255,23 +270,10 @@ class Checkpoint:
                         on_file(entry)
                 self.pull_report = None
                 return manifest
-        storage = self.record.experiment_config.get("checkpoint_storage")
-        if not storage:
+        origin = Origin(self.record, self.settings, self._master)
+        if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
             raise self._gone(manifest, absent)
-        remote = remote_for_storage(storage, self.uuid, self.settings)
-        if self.settings.offline and not remote.url.startswith("file:"):
-            raise OfflineError(f"checkpoint {self.uuid} is not (wholly) on this disk, and CAS_OFFLINE is set")
-        self.pull_report = pull(
-            self.store,
-            remote,
-            registry=self.record.registry,
-            uuid=self.uuid,
-            settings=self.settings,
-            expected_sizes=self.resources or None,
-            partial=self.state is State.PARTIALLY_DELETED,
-            destination=destination,
-            on_file=on_file,
-        )
+        self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
         return self.pull_report.manifest
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:

@@ -143,7 +143,7 @@ class Determined:
             OfflineError: the master does not answer, and nothing is known of it here.
         """
         wanted = canonical_uuid(uuid)
-        return Checkpoint(self._checkpoint_record(wanted), settings=self._settings)
+        return _checkpoint(self._checkpoint_record(wanted), self._registry, self._settings)
 
     def _checkpoint_record(self, uuid: str) -> CheckpointRecord:
         known = self._known(uuid)
@@ -246,7 +246,7 @@ class ExperimentReference:
             one_per_trial=one_per_trial,
             of=f"experiment {self.id}",
         )
-        return _checkpoints(chosen, self._settings)
+        return _checkpoints(chosen, self._registry, self._settings)
 
     def list_checkpoints(
         self,
@@ -267,7 +267,7 @@ class ExperimentReference:
         """
         completed = [record for record in self._records() if record.state is State.COMPLETED]
         chosen = select.in_order(completed, sort_by=sort_by, order_by=order_by, limit=max_results)
-        return _checkpoints(chosen, self._settings)
+        return _checkpoints(chosen, self._registry, self._settings)
 
     def _records(self) -> list[CheckpointRecord]:
         return self._registry.experiment_checkpoints(self.id)
@@ -336,7 +336,7 @@ class TrialReference:
             record = select.latest(self._records(), of=self._name)
         else:
             record = select.best(self._records(), sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name)
-        return Checkpoint(record, settings=self._settings)
+        return _checkpoint(record, self._registry, self._settings)
 
     def list_checkpoints(
         self,
@@ -351,7 +351,7 @@ class TrialReference:
             OfflineError: the master does not answer.
         """
         chosen = select.in_order(self._records(), sort_by=sort_by, order_by=order_by, limit=max_results)
-        return _checkpoints(chosen, self._settings)
+        return _checkpoints(chosen, self._registry, self._settings)
 
     @property
     def _name(self) -> str:
@@ -368,8 +368,13 @@ class TrialReference:
         return self._registry.trial_checkpoints(self.id)
 
 
-def _checkpoints(records: Iterable[CheckpointRecord], settings: Settings) -> list[Checkpoint]:
-    return [Checkpoint(record, settings=settings) for record in records]
+def _checkpoints(records: Iterable[CheckpointRecord], registry: Registry, settings: Settings) -> list[Checkpoint]:
+    return [_checkpoint(record, registry, settings) for record in records]
+
+
+def _checkpoint(record: CheckpointRecord, registry: Registry, settings: Settings) -> Checkpoint:
+    master = registry if isinstance(registry, Remembering) and registry.name == record.registry else None
+    return Checkpoint(record, settings=settings, master=master)
 
 
 def _id(kind: str, id: Any) -> int:

@@ -49,6 +49,14 @@ class Verify(StrEnum):
     STRICT = "strict"  # and what no checksum vouches for is not committed
 
 
+class DownloadMode(StrEnum):
+    """Which way a checkpoint's files come."""
+
+    AUTO = "auto"  # from the storage; where that way is closed, through the master
+    DIRECT = "direct"
+    MASTER = "master"
+
+
 class Progress(StrEnum):
     """Whether long work draws a bar on stderr."""
 
@@ -118,6 +126,9 @@ class Settings:
     offline: bool = _setting(False, _truth, "never use the network; answer from the catalog and the store")
     link: Link = _setting(Link.AUTO, Link, "how download() places files: auto, reflink, hardlink, symlink, copy")
     trust: Trust = _setting(Trust.SCAN, Trust, "which pickles may run: never, scan, always")
+    mode: DownloadMode = _setting(
+        DownloadMode.AUTO, DownloadMode, "direct: from the storage; master: through the master; auto: as it is open"
+    )
     verify: Verify = _setting(Verify.DEFAULT, Verify, "default: origin's checksums; strict: nothing unvouched")
     concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
     check_space: bool = _setting(True, _truth, "refuse what will not fit on the disk before anything is written")

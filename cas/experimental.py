@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from cas.checkpoint import Checkpoint
 from cas.client import Determined, ExperimentReference, TrialReference
+from cas.config import DownloadMode
 from cas.registry.select import CheckpointSortBy, OrderBy
 
-__all__ = ["Checkpoint", "CheckpointSortBy", "Determined", "ExperimentReference", "OrderBy", "TrialReference"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointSortBy",
+    "Determined",
+    "DownloadMode",
+    "ExperimentReference",
+    "OrderBy",
+    "TrialReference",
+]

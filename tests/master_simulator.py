@@ -1,7 +1,7 @@
 """A Determined master, simulated: a real HTTP server in a process of its own, with faults that a test scripts.
 
-`Simulator` starts it on 127.0.0.1; what it answers follows the contract for 0.38.1 (`/api/v1`, `/info`), its paging
-and sorting quirks included. Faults are words, one for each request that comes: `ok`, a status (`503`, `401`, …),
+`Simulator` starts it on 127.0.0.1; what it answers follows the contract for 0.38.1 (`/api/v1`, `/info`, files as
+archives), its paging and sorting quirks included. Faults are words, one for each request that comes: `ok`, a status (`503`, `401`, …),
 `html`, `garbage`, `cut`, `empty`, `close`, `deep`, `slow:SECONDS`, `redirect:URL`. Run as a program it reads its
 data from stdin and prints its port.
 """
@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
+
+import archives
 
 VERSION = "0.38.1"
 SALT = "GubPEmmotfiK9TMD6Zdw"
@@ -460,7 +462,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault.startswith("slow:"):
             time.sleep(float(fault.partition(":")[2]))
             fault = "ok"
-        if fault == "ok" or fault == "cut":
+        if path.startswith("/checkpoints/") and fault in ("ok", "cut"):
+            self._send_files(path.rpartition("/")[2], cut=fault == "cut")
+        elif fault == "ok" or fault == "cut":
             status, answer = self._ask(path, query, body)
             self._send(status, json.dumps(answer).encode(), cut=fault == "cut")
         else:
@@ -496,6 +500,40 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "checkpoints":
             return self.master.checkpoint(id)
         raise Refusal(501, "Not Implemented")
+
+    def _send_files(self, uuid: str, *, cut: bool) -> None:
+        """Send a checkpoint's `folder` as the archive that `Accept` names as a whole."""
+        accept = self.headers.get("Accept", "")
+        found = [one for one in self.master.data["checkpoints"] if one["uuid"] == uuid]
+        kind = archives.TYPES[0] if accept in ("", "*/*", "application/*") else accept
+        if not self.master.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer ")):
+            self._send(401, b'{"message": "Unauthorized"}')
+        elif kind not in archives.TYPES or (found and kind not in found[0].get("kinds", archives.TYPES)):
+            text = f"unsupported media type to download a checkpoint: '{accept}'"
+            self._send(415, json.dumps({"message": text}).encode())
+        elif not found:
+            self._send(404, json.dumps({"message": f"checkpoint '{uuid}' not found"}).encode())
+        elif not Path(found[0].get("folder", "/nowhere")).is_dir():
+            text = f"unable to download checkpoint {uuid}: checkpoint archive failed, please verify that file system"
+            self._send(500, json.dumps({"message": text}).encode())
+        else:
+            body = archives.archive(archives.files_of(Path(found[0]["folder"])), kind)
+            self._send_archive(body, kind, cut=cut)
+
+    def _send_archive(self, body: bytes, kind: str, *, cut: bool) -> None:
+        """A tar with its length, the others in chunks, as the master does."""
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        whole = kind == archives.TYPES[0]
+        self.send_header(*(("Content-Length", str(len(body))) if whole else ("Transfer-Encoding", "chunked")))
+        self.end_headers()
+        sent = body[: len(body) // 2] if cut else body
+        for at in range(0, len(sent), 50_000):
+            block = sent[at : at + 50_000]
+            self.wfile.write(block if whole else b"%x\r\n%s\r\n" % (len(block), block))
+        if not whole and not cut:
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = cut
 
     def _fail(self, fault: str) -> None:
         if fault.startswith("redirect:"):

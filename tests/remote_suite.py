@@ -27,6 +27,8 @@ FOLDERS = ("code/empty", "nested/deep/empty")
 class RemoteSuite:
     """Tests of one adapter; subclasses give `make`, which may use fixtures through `self.setup`."""
 
+    is_snapshot = False  # the remote was copied when it was listed: what is replaced later is read as it was
+
     @pytest.fixture
     def remote(self) -> Remote:
         """A remote that has FILES and FOLDERS, and a neighbour `<place>-other` with a file in it."""
@@ -84,6 +86,9 @@ class RemoteSuite:
     def test_a_replaced_file_is_never_read_as_the_one_that_was_listed(self, remote):
         file = self.file(remote, "model.pth")
         self.replace(remote, "model.pth", b"y" * len(LARGE))
+        if self.is_snapshot:
+            assert b"".join(map(bytes, remote.read(file, 100, 200))) == LARGE[100:200]
+            return
         with pytest.raises(ChangedError):
             b"".join(map(bytes, remote.read(file, 100, 200)))
         assert self.file(remote, "model.pth").identity != file.identity
@@ -91,6 +96,9 @@ class RemoteSuite:
     def test_a_replaced_file_of_another_size_is_noticed(self, remote):
         file = self.file(remote, "model.pth")
         self.replace(remote, "model.pth", b"y" * (len(LARGE) + 5))
+        if self.is_snapshot:
+            assert b"".join(map(bytes, remote.read(file, 100, 200))) == LARGE[100:200]
+            return
         with pytest.raises(ChangedError):
             b"".join(map(bytes, remote.read(file, 100, 200)))
 

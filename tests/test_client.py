@@ -334,7 +334,7 @@ def test_nothing_of_a_password_is_in_repr(server: Simulator) -> None:
 
 def test_the_documented_import_path_has_the_documented_names() -> None:
     documented = {"Checkpoint", "Determined", "ExperimentReference", "TrialReference"}
-    assert set(cas.experimental.__all__) == documented | {"CheckpointSortBy", "OrderBy"}
+    assert set(cas.experimental.__all__) == documented | {"CheckpointSortBy", "DownloadMode", "OrderBy"}
     assert cas.experimental.Determined is Determined
     assert cas.experimental.ExperimentReference is ExperimentReference
     assert cas.experimental.TrialReference is TrialReference

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import LINKS, Parser, add_command, add_form, add_group, checkpoint_uuid, client, missing
+from cas.cli.parser import LINKS, MODES, Parser, add_command, add_form, add_group, checkpoint_uuid, client, missing
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
@@ -53,6 +53,8 @@ def add_download_options(parser: Parser) -> None:
     parser.add_argument("-o", "--output-dir", metavar="DIR", help="the folder; default checkpoints/<uuid>")
     how = "how files get there; default auto: reflinks where the disk can, else copies"
     parser.add_argument("--link", choices=LINKS, help=how)
+    way = "direct: from the storage; master: through the master; auto (default): as it is open"
+    parser.add_argument("--mode", choices=MODES, help=way)
     add_form(parser, quiet="print only the path")
 
 
@@ -65,7 +67,7 @@ def download(args: argparse.Namespace) -> None:
 
 def bring(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
     """Download a checkpoint to where the options say, and print it."""
-    path = checkpoint.download(args.output_dir, link=args.link)
+    path = checkpoint.download(args.output_dir, args.mode, link=args.link)
     if args.quiet:
         output.say(path)
     elif args.json:

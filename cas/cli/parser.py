@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cas.index.store import Store
 
 Command = Callable[[argparse.Namespace], "int | None"]
+MODES = ("auto", "direct", "master")
 LINKS = ("auto", "reflink", "hardlink", "symlink", "copy")
 _MAX_DIGITS = 18  # fits into 64 bits
 AGAIN = "run the same command again to go on"

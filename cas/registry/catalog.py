@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from cas.errors import CasError, ContentError, NotFoundError, OfflineError, UsageError
 from cas.index import disk
 from cas.index.records import NewRecord, Seen
 from cas.index.store import Store
+from cas.registry.http import Body, UnsupportedTypeError
 from cas.registry.records import (
     CheckpointRecord,
     ExperimentRecord,
@@ -299,6 +301,14 @@ def _gone(registry: str, known: Mapping[str, Mapping[str, Any]]) -> Iterator[New
             yield NewRecord("checkpoint", uuid, deleted.to_json(), deleted.parents)
 
 
+@runtime_checkable
+class HandsOutFiles(Protocol):
+    """A registry through which files can be had as well: a master."""
+
+    def archive(self, uuid: str, accept: str) -> AbstractContextManager[Body]:
+        """Open a checkpoint's files, as one archive of a type."""
+
+
 class Remembering:
     """A registry that writes down every answer of another one, so that it can be had with no network later.
 
@@ -317,6 +327,16 @@ class Remembering:
 
     def __repr__(self) -> str:
         return repr(self._inner)
+
+    def archive(self, uuid: str, accept: str) -> AbstractContextManager[Body]:
+        """Open a checkpoint's files as the inner registry, a master, sends them; see `Master.archive`.
+
+        Raises:
+            UnsupportedTypeError: it does not know this type, or hands out no files at all.
+        """
+        if not isinstance(self._inner, HandsOutFiles):
+            raise UnsupportedTypeError(f"{self.name} hands out no files")
+        return self._inner.archive(uuid, accept)
 
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment, as the inner registry says now.

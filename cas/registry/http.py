@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,7 @@ from cas.errors import (
     NotAllowedError,
     NotFoundError,
     OfflineError,
+    TransientRemoteError,
     UsageError,
 )
 
@@ -184,6 +185,24 @@ class Http:
         """Send JSON once, with no retries; return the JSON of the answer."""
         return self._request("POST", path, (), body=body, retry=False)
 
+    @contextlib.contextmanager
+    def open(self, path: str, accept: str, *, token: str | None = None) -> Iterator[Body]:
+        """Yield the body of an answer of exactly the type asked for, to be read as it comes.
+
+        Raises:
+            UnsupportedTypeError: the master does not know this type.
+            TransientRemoteError: the answer broke off while it was read.
+        """
+        headers = {"Accept": accept, "Accept-Encoding": "identity"}
+        with self._sent("GET", path, (), headers, [token], token=token) as response:
+            if response.status_code == 415:
+                raise UnsupportedTypeError(f"{self.url} does not send {accept}")
+            kind = response.headers.get("Content-Type", "no type").partition(";")[0].strip()
+            if response.status_code >= 300 or kind != accept:
+                self._answer(response, self._read(response), [token])
+                raise MasterError(f"{self.url} sent {kind:.60}, not {accept}: it hands out no files")
+            yield Body(response.raw, self.url)
+
     def close(self) -> None:
         """Close the connections of this process."""
         with self._lock:
@@ -201,11 +220,29 @@ class Http:
         body: Mapping[str, Any] | None = None,
         retry: bool = True,
     ) -> Any:
+        secrets = [token, *(body or {}).values()]
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
+        data = None if body is None else json.dumps(body).encode()
+        with self._sent(method, path, parameters, headers, secrets, token=token, data=data, retry=retry) as response:
+            return self._answer(response, self._read(response), secrets)
+
+    @contextlib.contextmanager
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters,
+        headers: Mapping[str, str],
+        secrets: Sequence[object],
+        *,
+        token: str | None,
+        data: bytes | None = None,
+        retry: bool = True,
+    ) -> Iterator[requests.Response]:
+        """Send a request and yield the answer, its body unread; failures within are errors of ours."""
         import requests  # imported late: `import cas` must stay fast
         import urllib3
 
-        secrets = [token, *(body or {}).values()]
-        headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         try:
             with contextlib.ExitStack() as stack:
                 if not self._tls.verify:
@@ -217,15 +254,15 @@ class Http:
                     method,
                     self.url + path,
                     params=list(parameters),
-                    data=None if body is None else json.dumps(body).encode(),
-                    headers=headers,
+                    data=data,
+                    headers=dict(headers),
                     auth=_bearer(token),
                     timeout=self._timeout,
                     verify=self._verify(),
                     stream=True,
                 )
                 stack.callback(response.close)
-                return self._answer(response, self._read(response), secrets)
+                yield response
         except CasError:
             raise
         except requests.exceptions.SSLError as error:
@@ -284,6 +321,31 @@ class Http:
             return OfflineError(f"the master {self.url} does not answer: HTTP {status} {message}".rstrip())
         kinds = {401: AuthenticationError, 403: NotAllowedError, 404: NotFoundError}
         return kinds.get(status, MasterError)(f"{self.url}: {message or f'HTTP {status}'}")
+
+
+class UnsupportedTypeError(MasterError):
+    """A master does not send what was asked for in this form."""
+
+
+class Body:
+    """The body of an answer, read as it comes; an answer that is not whole is an error, never an early end."""
+
+    def __init__(self, raw: Any, name: str) -> None:
+        self._raw = raw
+        self._name = name
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes, at most so many; none at the end.
+
+        Raises:
+            TransientRemoteError: it broke off, or nothing came for too long.
+        """
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return bytes(self._raw.read(None if count < 0 else count, decode_content=False))
+        except (HTTPError, OSError) as error:
+            raise TransientRemoteError(f"{self._name}: the files broke off: {_reason(error)}") from error
 
 
 class _BrokenOffError(MasterError):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from cas.config import DeterminedEnvironment, Settings
 from cas.errors import AuthenticationError, ContentError, MasterError, UsageError
 from cas.registry import v1
 from cas.registry.auth import Login
-from cas.registry.http import BACKOFF, Http, Parameters, Tls, canonical_url
+from cas.registry.http import BACKOFF, Body, Http, Parameters, Tls, canonical_url
 from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord, canonical_uuid
 from cas.registry.values import is_whole
 
@@ -133,6 +134,25 @@ class Master:
             AuthenticationError: it refuses the login.
         """
         return self._list(f"/trials/{_id(id)}/checkpoints")
+
+    @contextlib.contextmanager
+    def archive(self, uuid: str, accept: str) -> Iterator[Body]:
+        """Yield a checkpoint's files as the master sends them: one archive, of type `accept`, read as it comes.
+
+        Raises:
+            UnsupportedTypeError: the master does not know this type.
+            NotFoundError: the master has no such checkpoint.
+            TransientRemoteError: the answer broke off while it was read.
+            MasterError: it cannot reach the storage, or hands out no files.
+        """
+        path = f"/checkpoints/{canonical_uuid(uuid)}"
+        with contextlib.ExitStack() as stack:
+            token = self._login.token()
+            try:
+                body = stack.enter_context(self._http.open(path, accept, token=token))
+            except AuthenticationError:
+                body = stack.enter_context(self._http.open(path, accept, token=self._login.renew(token)))
+            yield body
 
     # --- requests --------------------------------------------------------------------------------------------
 
