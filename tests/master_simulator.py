@@ -1,9 +1,9 @@
 """A Determined master, simulated: a real HTTP server in a process of its own, with faults that a test scripts.
 
 `Simulator` starts it on 127.0.0.1; what it answers follows the contract for 0.38.1 (`/api/v1`, `/info`, files as
-archives), its paging and sorting quirks included. Faults are words, one for each request that comes: `ok`, a status (`503`, `401`, …),
-`html`, `garbage`, `cut`, `empty`, `close`, `deep`, `slow:SECONDS`, `redirect:URL`. Run as a program it reads its
-data from stdin and prints its port.
+archives), its paging and sorting quirks included. Faults are words, one for each request that comes: `ok`, a status
+(`503`, `401`, …), `html`, `garbage`, `cut`, `empty`, `close`, `deep`, `slow:SECONDS`, `redirect:URL`. Run as a program
+it reads its data from stdin and prints its port.
 """
 
 from __future__ import annotations
