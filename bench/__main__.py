@@ -1,6 +1,7 @@
 """`make bench`: every row of the design's table of speeds, beside peers, in one run.
 
-`python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, import, memory.
+`python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, import, memory,
+chunks.
 Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import chunks
 from bench.harness import QUICK, Contender, compare, job, peer
 from tests import s3_server
 
@@ -184,6 +186,12 @@ def memory(ground: Ground) -> None:
     print(f"{found['grown'] / MIB:.0f} MiB at the peak")
 
 
+def cutting(ground: Ground) -> None:
+    """Cut files into chunks, and look chunks up."""
+    chunks.cutting(ground.folder)
+    chunks.index(ground.folder)
+
+
 def named(name: str, contender: Contender | None) -> Contender | None:
     """Name a contender, if it is there."""
     if contender is not None:
@@ -223,6 +231,7 @@ BENCHES: dict[str, Callable[[Ground], None]] = {
     "load": load,
     "ranks": ranks,
     "memory": memory,
+    "chunks": cutting,
 }
 
 

@@ -12,7 +12,7 @@ from stores import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.torch]
 
 
-@pytest.mark.parametrize("name", ["import", "cold", "small", "again", "load", "ranks", "memory"])
+@pytest.mark.parametrize("name", ["import", "cold", "small", "again", "load", "ranks", "memory", "chunks"])
 def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", name],

@@ -39,10 +39,15 @@ class Blobs:
         self._known: dict[Digest, Signature] = {}  # trusted by this process
         self._hashed = 0
         self._when_bad: list[Callable[[Digest], None]] = []
+        self._when_new: list[Callable[[Digest, int, Path], None]] = []
 
     def on_bad(self, call: Callable[[Digest], None]) -> None:
         """Call this with the digest of every blob that goes aside because it is wrong."""
         self._when_bad.append(call)
+
+    def on_new(self, call: Callable[[Digest, int, Path], None]) -> None:
+        """Call this with the digest of every new blob, its open file, and a folder of ours in `ingest/`."""
+        self._when_new.append(call)
 
     @property
     def hashed(self) -> int:
@@ -68,6 +73,8 @@ class Blobs:
             except (FileNotFoundError, ContentError):  # somebody took the other one away in between: place ours
                 log.debug("blob %s was here, and is gone", digest)
         self._believe(digest, Signature.of(stat), sealed=sync)
+        for call in self._when_new:
+            call(digest, fd, path.parent)
 
     @cached_property
     def _must_sync(self) -> bool:

@@ -16,7 +16,7 @@ from cas.index import disk
 from cas.index.digest import Digest
 
 FORMAT = 1
-_FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "ingest", "views"}
+_FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "chunks", "ingest", "views"}
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -37,6 +37,10 @@ class Layout:
     def manifest(self, digest: Digest) -> Path:
         """The name of a manifest."""
         return self.root / "manifests" / digest.hex[:2] / f"{digest.hex[2:]}.json"
+
+    def chunks(self, digest: Digest) -> Path:
+        """The name of a blob's chunk list; with `.parts` behind it, that of its part list."""
+        return self.root / "chunks" / digest.hex[:2] / digest.hex[2:]
 
     def refs(self, registry: str, uuid: str) -> Path:
         """The folder whose files name the manifests of one checkpoint."""

@@ -12,6 +12,7 @@ from cas.errors import CasError, ContentError
 from cas.index import blobs as blobs_module
 from cas.index import disk, locks, refs
 from cas.index.blobs import Blobs
+from cas.index.chunkstore import Chunks
 from cas.index.digest import Digest
 from cas.index.facts import Facts
 from cas.index.ingest import Follower, Ingest, Staging
@@ -46,7 +47,9 @@ class Store:
         self.records = Records(self.layout, self.index)
         self.blobs = Blobs(self.layout, self.facts)
         self.refs = Refs(self.layout)
+        self.chunks = Chunks(self.layout)
         self.blobs.on_bad(self._drop_views_of)
+        self.blobs.on_new(self.chunks.note_parts)
         self._sealer = Sealer(self.blobs)
 
     # --- bytes in ------------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""The chunk lists and part lists of one home: written when it pays, read as hints, absent when in doubt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from cas.errors import ContentError
+from cas.index import containers, disk
+from cas.index.chunkindex import ChunkIndex
+from cas.index.chunks import ChunkList, Part, PartList
+from cas.index.digest import Digest
+from cas.index.layout import Layout
+
+log = logging.getLogger("cas.index")
+
+LEAST_ZIP = 1 << 20  # bytes; the parts of smaller archives are not worth a request each
+
+
+class Chunks:
+    """What is known of how this home's blobs fall into pieces."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.index = ChunkIndex(layout.root / "chunks")
+
+    def get(self, digest: Digest, size: int) -> ChunkList | None:
+        """Return the chunk list of a blob; None if there is none that can be read."""
+        try:
+            return ChunkList.parse(self._layout.chunks(digest).read_bytes(), size)
+        except FileNotFoundError:
+            return None
+        except (OSError, ContentError) as error:
+            log.info("the chunk list of %s is not used: %s", digest, error)
+            return None
+
+    def put(self, digest: Digest, chunks: ChunkList, scratch: Path) -> None:
+        """Keep the chunk list of a blob; `scratch` is a folder of ours in `ingest/`."""
+        self._write(self._layout.chunks(digest), chunks.encode(), scratch)
+
+    def parts(self, digest: Digest, size: int) -> PartList | None:
+        """Return the part list of a blob; None if there is none that can be read."""
+        try:
+            return PartList.parse(self._parts(digest).read_bytes(), size)
+        except FileNotFoundError:
+            return None
+        except (OSError, ContentError) as error:
+            log.info("the part list of %s is not used: %s", digest, error)
+            return None
+
+    def note_parts(self, digest: Digest, fd: int, scratch: Path) -> None:
+        """Keep the part list of a new blob, if it is a zip archive that is worth it. Raises nothing: it is a hint."""
+        with contextlib.suppress(ContentError):
+            try:
+                size = os.fstat(fd).st_size
+                if size >= LEAST_ZIP and containers.is_zip(os.pread(fd, 4, 0)) and not self._parts(digest).exists():
+                    self._write(self._parts(digest), part_list(fd, size).encode(), scratch)
+            except OSError as error:
+                log.info("the part list of %s cannot be kept: %s", digest, error)
+
+    def forget(self, digest: Digest) -> None:
+        """Remove the lists of a blob that was deleted."""
+        for path in (self._layout.chunks(digest), self._parts(digest)):
+            disk.unlink(path)
+
+    def _parts(self, digest: Digest) -> Path:
+        path = self._layout.chunks(digest)
+        return path.with_name(f"{path.name}.parts")
+
+    def _write(self, path: Path, data: bytes, scratch: Path) -> None:
+        temporary = scratch / f"{path.parent.name}{path.name}.list"
+        fd = disk.create(temporary, 0o444)
+        try:
+            disk.write(fd, data)
+        finally:
+            os.close(fd)
+        disk.make_folder(path.parent)
+        disk.rename(temporary, path)
+
+
+def part_list(fd: int, size: int) -> PartList:
+    """Read which stored records a zip archive has, from its own directory and headers.
+
+    Raises:
+        ContentError: it is no zip archive as frameworks write them.
+    """
+
+    def read(start: int, end: int) -> bytes:
+        return os.pread(fd, max(end - start, 0), start)
+
+    found = []
+    for record in containers.read_directory(read, size):
+        if record.is_stored and record.crc and record.length:
+            start = containers.content_start(read, record)
+            found.append(Part(record.start, start, record.length, record.end, record.crc))
+    return PartList(size, tuple(found))
