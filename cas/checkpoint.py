@@ -30,7 +30,7 @@ from cas.registry.records import CheckpointRecord, State
 from cas.transfer.fetch import PullReport
 
 if TYPE_CHECKING:
-    from cas.registry.catalog import HandsOutFiles
+    from cas.registry.remembering import HandsOutFiles
 
 log = logging.getLogger("cas.checkpoint")
 

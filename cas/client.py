@@ -19,7 +19,7 @@ from cas.config import DeterminedEnvironment, Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.store import open_store
 from cas.registry import select
-from cas.registry.catalog import Catalog, Remembering, ago
+from cas.registry.catalog import Catalog, Choice, ago, choose
 from cas.registry.http import Tls, canonical_url
 from cas.registry.master import Master
 from cas.registry.records import (
@@ -30,6 +30,7 @@ from cas.registry.records import (
     TrialRecord,
     canonical_uuid,
 )
+from cas.registry.remembering import Remembering
 from cas.registry.select import CheckpointSortBy, OrderBy
 
 log = logging.getLogger("cas.client")
@@ -238,15 +239,16 @@ class ExperimentReference:
             NotFoundError: no checkpoint is left; the message says why.
             OfflineError: the master does not answer.
         """
-        chosen = select.top_n(
-            self._records(),
-            limit,
-            sort_by=sort_by,
-            smaller_is_better=smaller_is_better,
-            one_per_trial=one_per_trial,
-            of=f"experiment {self.id}",
+        return self._choose(
+            lambda records: select.top_n(
+                records,
+                limit,
+                sort_by=sort_by,
+                smaller_is_better=smaller_is_better,
+                one_per_trial=one_per_trial,
+                of=f"experiment {self.id}",
+            )
         )
-        return _checkpoints(chosen, self._registry, self._settings)
 
     def list_checkpoints(
         self,
@@ -265,12 +267,14 @@ class ExperimentReference:
             UsageError: one of `sort_by` and `order_by` without the other.
             OfflineError: the master does not answer.
         """
-        completed = [record for record in self._records() if record.state is State.COMPLETED]
+        records = self._registry.experiment_checkpoints(self.id)
+        completed = [record for record in records if record.state is State.COMPLETED]
         chosen = select.in_order(completed, sort_by=sort_by, order_by=order_by, limit=max_results)
         return _checkpoints(chosen, self._registry, self._settings)
 
-    def _records(self) -> list[CheckpointRecord]:
-        return self._registry.experiment_checkpoints(self.id)
+    def _choose(self, choice: Choice) -> list[Checkpoint]:
+        chosen = choose(self._registry, f"experiment/{self.id}", choice)
+        return _checkpoints(chosen, self._registry, self._settings)
 
 
 class TrialReference:
@@ -331,12 +335,12 @@ class TrialReference:
         if not best and (sort_by is not None or smaller_is_better is not None):
             raise UsageError("sort_by and smaller_is_better belong to best=True")
         if uuid is not None:
-            record = self._by_uuid(canonical_uuid(uuid))
-        elif latest:
-            record = select.latest(self._records(), of=self._name)
-        else:
-            record = select.best(self._records(), sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name)
-        return _checkpoint(record, self._registry, self._settings)
+            return _checkpoint(self._by_uuid(canonical_uuid(uuid)), self._registry, self._settings)
+        if latest:
+            return self._choose(lambda records: [select.latest(records, of=self._name)])
+        return self._choose(
+            lambda records: [select.best(records, sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name)]
+        )
 
     def list_checkpoints(
         self,
@@ -350,7 +354,8 @@ class TrialReference:
             UsageError: one of `sort_by` and `order_by` without the other.
             OfflineError: the master does not answer.
         """
-        chosen = select.in_order(self._records(), sort_by=sort_by, order_by=order_by, limit=max_results)
+        records = self._registry.trial_checkpoints(self.id)
+        chosen = select.in_order(records, sort_by=sort_by, order_by=order_by, limit=max_results)
         return _checkpoints(chosen, self._registry, self._settings)
 
     @property
@@ -364,8 +369,9 @@ class TrialReference:
         whose = "no trial" if record.trial_id is None else f"trial {record.trial_id}"
         raise NotFoundError(f"checkpoint {uuid} belongs to {whose}, not to {self._name}")
 
-    def _records(self) -> list[CheckpointRecord]:
-        return self._registry.trial_checkpoints(self.id)
+    def _choose(self, choice: Choice) -> Checkpoint:
+        (record,) = choose(self._registry, f"trial/{self.id}", choice)
+        return _checkpoint(record, self._registry, self._settings)
 
 
 def _checkpoints(records: Iterable[CheckpointRecord], registry: Registry, settings: Settings) -> list[Checkpoint]:

@@ -29,7 +29,7 @@ from cas.transfer.remote import Remote
 from cas.transfer.urls import remote_for_storage
 
 if TYPE_CHECKING:
-    from cas.registry.catalog import HandsOutFiles
+    from cas.registry.remembering import HandsOutFiles
 
 log = logging.getLogger("cas.checkpoint")
 

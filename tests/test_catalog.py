@@ -7,20 +7,24 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plain_choice
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.records import NewRecord
 from cas.index.store import Store
 from cas.registry import select
-from cas.registry.catalog import LOCAL, Catalog, Remembering, ago, remember
+from cas.registry.catalog import LOCAL, Catalog, ago, choose
 from cas.registry.local import record_local, record_removed
 from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord
+from cas.registry.remembering import Remembering, remember
 
 MASTER = "http://h:8080"
 CONFIG = {
@@ -205,6 +209,74 @@ def test_all_checkpoints_and_experiments_are_listed(store: Store) -> None:
     assert [one.uuid for one in Catalog(store).checkpoints()] == [uuid(1), uuid(2), uuid(3), uuid(4)]
     assert [one.uuid for one in Catalog(store, LOCAL).checkpoints()] == [uuid(4)]
     assert [(one.registry, one.id) for one in Catalog(store).experiments()] == [(MASTER, 1), (LOCAL, 10)]
+
+
+# --- choices -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plain_choice.lists(MASTER), st.sampled_from(plain_choice.QUESTIONS))
+def test_choices_of_the_catalog_are_the_plain_definition(
+    store: Store, records: list[CheckpointRecord], question: tuple[str | None, bool | None]
+) -> None:
+    sort_by, smaller = question
+    experiment = ExperimentRecord(registry=MASTER, id=1, config=records[0].experiment_config if records else {})
+    remember(store, MASTER, [experiment, *records], complete="experiment/1")
+
+    def top(limit: int, *, one_per_trial: bool = False) -> list[str]:
+        def choice(some: Sequence[Any]) -> Sequence[Any]:
+            return select.top_n(some, limit, sort_by=sort_by, smaller_is_better=smaller, one_per_trial=one_per_trial)
+
+        try:
+            return [one.uuid for one in Catalog(store, MASTER).choose("experiment/1", choice)]
+        except (NotFoundError, UsageError):
+            return []
+
+    known = {one.uuid for one in records}
+    for limit in (1, 3, 99):
+        assert top(limit) == plain_choice.best_first(records, sort_by, smaller)[:limit]
+        assert (
+            top(limit, one_per_trial=True)
+            == (plain_choice.best_first(records, sort_by, smaller, one_per_trial=True)[:limit])
+        )
+    if (expected := plain_choice.latest(records)) is not None:
+        (found,) = Catalog(store, MASTER).choose("experiment/1", lambda some: [select.latest(some)])
+        assert found == Catalog(store, MASTER).checkpoint(expected)
+    assert {one.uuid for one in Catalog(store).checkpoints() if one.state is not State.DELETED} <= known
+
+
+def test_what_is_chosen_is_read_whole(store: Store) -> None:
+    remember(store, MASTER, [seen(1, hparams={"lr": 1}, resources={"a": 3}), seen(2)], complete="experiment/1")
+    for thing in ("experiment/1", "trial/2"):
+        (found,) = choose(Catalog(store), thing, lambda some: [select.best(some)])
+        assert found == Catalog(store).checkpoint(uuid(1))
+        assert (found.hparams, found.resources) == ({"lr": 1}, {"a": 3})
+
+
+def test_metrics_that_are_many_are_no_hindrance(store: Store) -> None:
+    many = {f"metric-{n}": n for n in range(2000)}
+    remember(store, MASTER, [seen(1), seen(2, validation_metrics={"loss": 0, **many}), seen(3)], complete="trial/2")
+    (found,) = Catalog(store, MASTER).choose("trial/2", lambda some: [select.best(some)])
+    assert found.uuid == uuid(2)
+
+
+def test_a_damaged_record_is_never_chosen(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    remember(store, MASTER, [seen(5), seen(6)])
+    best = {"state": "COMPLETED", "experiment": 1, "trial": 2, "validation": {"loss": -9}}
+    hostile: list[dict[str, Any]] = [
+        best | {"resources": {"a": "x"}},
+        best | {"state": ["COMPLETED"]},
+        best | {"validation": [1]},
+        best | {"steps": -1},
+        best | {"report_time": 7},
+    ]
+    store.records.add(
+        MASTER, [NewRecord("checkpoint", uuid(10 + n), data, ("trial/2",)) for n, data in enumerate(hostile)]
+    )
+    with caplog.at_level(logging.WARNING):
+        (found,) = Catalog(store, MASTER).choose("trial/2", lambda some: [select.best(some)])
+    assert found.uuid == uuid(5)
+    assert any("damaged record" in message for message in caplog.messages)
 
 
 # --- ages --------------------------------------------------------------------------------------------------------

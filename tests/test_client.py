@@ -21,9 +21,10 @@ from cas.config import Settings
 from cas.errors import AuthenticationError, NotFoundError, OfflineError, UsageError
 from cas.experimental import Checkpoint
 from cas.index.store import open_store
-from cas.registry.catalog import LOCAL, Catalog, Remembering
+from cas.registry.catalog import LOCAL, Catalog
 from cas.registry.local import record_local, record_removed
 from cas.registry.master import Master
+from cas.registry.remembering import Remembering
 
 
 def uuid(number: int) -> str:

@@ -8,9 +8,10 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import run_python
 
 from cas.errors import ContentError
-from cas.index import lines
+from cas.index import disk, lines
 
 
 def payloads(path: Path, start: int = 0) -> list[dict[str, object]]:
@@ -123,6 +124,65 @@ def test_a_torn_tail_is_not_read_and_the_next_writer_starts_on_a_fresh_line(tmp_
         torn = lines.Torn()
         assert [line.payload["n"] for line in lines.read(path, torn=torn)] in ([1, 3], [1, 2, 3])
         assert torn.count == (0 if length == len(whole) - 1 else 1)  # without its newline alone, it is whole
+
+
+def test_a_line_behind_another_process_half_line_is_written_again(tmp_path: Path) -> None:  # F9
+    path, half = tmp_path / "x", lines.encode({"n": 2})[:20]
+    lines.append(path, [{"n": 1}])
+
+    def killed_meanwhile(moment: str, step: str) -> None:
+        if (moment, step) == ("before", "write_once"):
+            disk.observe(None)
+            with open(path, "ab") as file:
+                file.write(half)
+
+    disk.observe(killed_meanwhile)
+    try:
+        lines.append(path, [{"n": 3}, {"n": 4}])
+    finally:
+        disk.observe(None)
+    found = [payload["n"] for payload in payloads(path)]
+    assert set(found) == {1, 3, 4}
+    lines.append(path, [{"n": 5}])
+    assert payloads(path)[-1] == {"n": 5}
+
+
+SHORT = """
+import resource, sys
+from pathlib import Path
+from cas.index import lines
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 70, resource.RLIM_INFINITY))
+try:
+    lines.append(path, [{"n": n} for n in range(10)])
+except OSError:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    lines.append(path, [{"n": n} for n in range(20, 30)])
+"""
+
+
+def test_a_write_that_was_cut_short_spoils_no_later_line(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    lines.append(path, [{"n": -1}])
+    run_python(SHORT, path)
+    torn = lines.Torn()
+    found = [line.payload["n"] for line in lines.read(path, torn=torn)]
+    assert found == [-1, 0, 1, *range(20, 30)]
+    assert torn.count == 1
+
+
+def test_a_file_that_was_renamed_while_it_was_appended_to_is_appended_to_again(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    def renamed_meanwhile(moment: str, step: str) -> None:
+        if (moment, step) == ("after", "write_once"):
+            disk.observe(None)
+            path.rename(tmp_path / "elsewhere")
+
+    for may_move in (False, True):
+        disk.observe(renamed_meanwhile)
+        lines.append(path, [{"n": 1}], may_move=may_move)
+        assert path.exists() is may_move
 
 
 def test_a_reader_goes_on_where_a_torn_tail_began(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+import plain_choice
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_choice import QUESTIONS, lists, uuid
 
 from cas.errors import NotFoundError, UsageError
 from cas.registry import select
@@ -20,119 +19,44 @@ from cas.registry.select import CheckpointSortBy, OrderBy
 _numbers = count(1)
 
 
-def uuid(number: int) -> str:
-    return f"00000000-0000-4000-8000-{number:012x}"
-
-
 def made(number: int | None = None, **values: Any) -> CheckpointRecord:
     config = {"searcher": {"metric": "loss", "smaller_is_better": True}}
     first = next(_numbers) if number is None else number
     return CheckpointRecord(**({"registry": "r", "uuid": uuid(first), "experiment_config": config} | values))
 
 
-# --- the independent definition --------------------------------------------------------------------------------
-
-START = datetime(2024, 3, 1, tzinfo=UTC)
-
-
-def moment(text: str | None) -> float:
-    """Microseconds since START: the tests' times have no more digits than that."""
-    assert text is not None
-    padded = text if "." in text else text.replace("Z", ".0Z")
-    return round(
-        (datetime.strptime(padded, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) - START) / timedelta(microseconds=1)
-    )
-
-
-def beats(a: CheckpointRecord, b: CheckpointRecord, metric: str, smaller: bool) -> bool:
-    x, y = a.validation_metrics[metric], b.validation_metrics[metric]  # type: ignore[index]
-    if x != y:
-        return (x < y) if smaller else (x > y)
-    if moment(a.report_time) != moment(b.report_time):
-        return moment(a.report_time) < moment(b.report_time)
-    return a.uuid < b.uuid
-
-
-def able(record: CheckpointRecord, metric: str) -> bool:
-    metrics: Mapping[str, Any] = record.validation_metrics or {}
-    value = metrics.get(metric)
-    return record.state == "COMPLETED" and type(value) in (int, float) and abs(value) < math.inf
-
-
-times = st.sampled_from(
-    ["2024-03-01T13:00:37.250Z", "2024-03-01T13:00:37Z", "2024-03-01T13:00:37.250001Z", "2024-03-01T14:00:20Z"]
-)
-values = st.one_of(
-    st.integers(-2, 2),
-    st.floats(),
-    st.sampled_from(["NaN", "Infinity", "-Infinity", "1.0", "", True, False, None, [1], {"a": 1}, 10**20]),
-)
-
-
-@st.composite
-def lists(draw: st.DrawFn) -> list[CheckpointRecord]:
-    smaller = draw(st.sampled_from([True, False, None]))
-    searcher: dict[str, Any] = {"metric": "loss"} | ({} if smaller is None else {"smaller_is_better": smaller})
-    ids = draw(st.lists(st.integers(0, 60), unique=True, max_size=12))
-    return [
-        made(
-            id,
-            state=draw(st.sampled_from([State.COMPLETED, State.COMPLETED, *State])),
-            trial_id=draw(st.integers(1, 3)),
-            steps_completed=draw(st.none() | st.integers(0, 3)),
-            report_time=draw(times),
-            validation_metrics=draw(st.none() | st.dictionaries(st.sampled_from(["loss", "acc"]), values)),
-            experiment_config={"searcher": searcher},
-        )
-        for id in ids
-    ]
+# --- equal to the plain definition -------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
-@given(
-    lists(),
-    st.sampled_from([(None, None), (None, True), ("loss", None), ("acc", True), ("acc", False), ("loss", False)]),
-)
+@given(lists(), st.sampled_from(QUESTIONS))
 def test_best_and_top_n_are_the_plain_definition(
     records: list[CheckpointRecord], question: tuple[str | None, bool | None]
 ) -> None:
-    sort_by, direction = question
-    metric = sort_by or "loss"
-    candidates = [record for record in records if able(record, metric)]
-    if not candidates:
+    sort_by, smaller = question
+    expected = plain_choice.best_first(records, sort_by, smaller)
+    if not expected:
         with pytest.raises(NotFoundError):
-            select.best(records, sort_by=sort_by, smaller_is_better=direction)
+            select.best(records, sort_by=sort_by, smaller_is_better=smaller)
         return
-    smaller = direction
-    if smaller is None:
-        smaller = records[0].experiment_config["searcher"].get("smaller_is_better", True)
-    unbeaten = [a for a in candidates if not any(beats(b, a, metric, smaller) for b in candidates)]
-    assert [select.best(records, sort_by=sort_by, smaller_is_better=direction)] == unbeaten
-
-    ranks = {a.uuid: sum(beats(b, a, metric, smaller) for b in candidates) for a in candidates}
-    top = select.top_n(records, 3, sort_by=sort_by, smaller_is_better=direction)
-    assert [ranks[one.uuid] for one in top] == list(range(min(3, len(candidates))))
-
-    each = select.top_n(records, 99, sort_by=sort_by, smaller_is_better=direction, one_per_trial=True)
-    of_trials = {t: [a for a in candidates if a.trial_id == t] for t in (1, 2, 3)}
-    expected = [min(some, key=lambda a: ranks[a.uuid]) for some in of_trials.values() if some]
-    assert each == sorted(expected, key=lambda a: ranks[a.uuid])
+    assert select.best(records, sort_by=sort_by, smaller_is_better=smaller).uuid == expected[0]
+    for limit in (1, 3, 99):
+        top = select.top_n(records, limit, sort_by=sort_by, smaller_is_better=smaller)
+        assert [one.uuid for one in top] == expected[:limit]
+        each = select.top_n(records, limit, sort_by=sort_by, smaller_is_better=smaller, one_per_trial=True)
+        of_trials = plain_choice.best_first(records, sort_by, smaller, one_per_trial=True)
+        assert [one.uuid for one in each] == of_trials[:limit]
 
 
 @settings(deadline=None)
 @given(lists())
 def test_latest_is_the_plain_definition(records: list[CheckpointRecord]) -> None:
-    completed = [record for record in records if record.state == "COMPLETED"]
-    if not completed:
+    expected = plain_choice.latest(records)
+    if expected is None:
         with pytest.raises(NotFoundError):
             select.latest(records)
         return
-    most = max(-1 if one.steps_completed is None else one.steps_completed for one in completed)
-    among = [one for one in completed if (-1 if one.steps_completed is None else one.steps_completed) == most]
-    last = max(moment(one.report_time) for one in among)
-    assert select.latest(records) == min(
-        (one for one in among if moment(one.report_time) == last), key=lambda one: one.uuid
-    )
+    assert select.latest(records).uuid == expected
 
 
 @settings(deadline=None)

@@ -99,6 +99,12 @@ def write(fd: int, data: bytes | memoryview) -> None:
 
 
 @_step
+def write_once(fd: int, data: bytes | memoryview) -> int:
+    """Write at the descriptor's position with one call; return how many bytes were written."""
+    return os.write(fd, data)
+
+
+@_step
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of the data at an offset."""
     view = memoryview(data).cast("B")

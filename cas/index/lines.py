@@ -120,10 +120,11 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
                 torn.count += 1
 
 
-def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
+def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool = False, may_move: bool = False) -> None:
     """Append lines with one write; with `durable`, return only when they will survive a power cut.
 
-    The folders' own names are the caller's to sync.
+    The folders' own names are the caller's to sync. With `may_move`, the file may be renamed meanwhile by who writes
+    it anew (compaction.py): then the lines are appended once more, to the file that has the name now.
 
     Raises:
         ContentError: a payload is nested too deeply, or is no JSON; nothing was written.
@@ -131,13 +132,37 @@ def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool =
     data = b"".join(map(encode, payloads))
     if not data:
         return
+    while not _append(path, data, durable=durable) and may_move:
+        pass
+
+
+def _append(path: Path, data: bytes, *, durable: bool) -> bool:
+    """Append to the file of a name; return whether it still has that name."""
     fd = disk.open_append(path)
     try:
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        disk.write(fd, data)
+        while data:
+            data = _append_once(fd, data)
         if durable:
             disk.sync(fd)
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(path))
+        except FileNotFoundError:
+            return False
     finally:
         os.close(fd)
+
+
+def _append_once(fd: int, data: bytes) -> bytes:
+    """Append lines with one write; return those that are not whole in the file, to be written again.
+
+    Another process may be killed in the middle of its own write, between our look at the end and our write: then our
+    first line stands behind the half of one, and would be lost.
+    """
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        data = b"\n" + data
+    count = disk.write_once(fd, data)
+    start = os.lseek(fd, 0, os.SEEK_CUR) - count
+    if start > 0 and not data.startswith(b"\n") and os.pread(fd, 1, start - 1) != b"\n":
+        return data
+    return data[data.rfind(b"\n", 0, count) + 1 :] if count < len(data) else b""

@@ -5,13 +5,17 @@ Appended to `records/<registry>/<writer>.jsonl`; for each thing, what was seen l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cas.index import disk, lines
+from cas.index import compaction, disk, lines
 from cas.index.layout import Layout, unquote_registry
 from cas.index.sqlindex import SqlIndex
+
+log = logging.getLogger("cas.index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,29 @@ class Records:
             {"kind": new.kind, "id": new.id, "seen": seen, "parents": list(new.parents), "data": dict(new.data)}
             for new in records
         ]
+        if not payloads:
+            return
         path = self._layout.records(registry)
-        lines.append(path, payloads, durable=durable)
+        before = _size(path)
+        lines.append(path, payloads, durable=durable, may_move=True)
         if durable:
             disk.sync_names(path.parent, self._layout.root)
+        if compaction.is_time_to_look(before, _size(path)):
+            self.compact(registry, unless_needed=True)
+
+    def compact(self, registry: str, *, unless_needed: bool = False) -> None:
+        """Write our own files of a registry anew, without what no longer counts; `unless_needed`: if that is most."""
+        path = self._layout.records(registry)
+        try:
+            mine = compaction.own_files(path)
+            root = self._layout.root
+            if unless_needed and sum(map(_size, mine)) < 2 * self._index.live_bytes(
+                [str(one.relative_to(root)) for one in mine]
+            ):
+                return
+            compaction.compact(path)
+        except OSError as error:  # what was to be written is written
+            log.info("the records of %s are not compacted: %s", registry, error)
 
     def get(self, registry: str, kind: str, id: str) -> Seen | None:
         """Return what was last seen of one thing."""
@@ -63,6 +86,14 @@ class Records:
         found = self._index.records(kind, registry=registry, parent=parent)
         return [_seen(name, payload) for name, payload in found]
 
+    def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
+        """Return the ids of a registry's things of a kind below a parent, in order."""
+        return self._index.ids(kind, registry=registry, parent=parent)
+
+    def briefs(self, kind: str, *, registry: str, parent: str) -> list[list[Any]]:
+        """Return of everything of a kind below a parent what choices are made by: `[id, …]`, then `BRIEF`'s members."""
+        return self._index.briefs(kind, registry=registry, parent=parent)
+
     def registries_with(self, kind: str, id: str) -> list[str]:
         """Return the registries that know a thing, in order of name."""
         return self._index.registries_with(kind, id)
@@ -73,6 +104,13 @@ class Records:
         if not folder.is_dir():
             return []
         return sorted(unquote_registry(path.name) for path in folder.iterdir() if path.is_dir())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _seen(registry: str, payload: dict[str, Any]) -> Seen:

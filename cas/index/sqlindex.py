@@ -11,6 +11,7 @@ write; a reader that finds another time after it has read knows that somebody el
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -21,9 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
+
 from cas.index import disk, lines
 from cas.index.layout import unquote_registry
-from cas.index.sqlschema import SCHEMA, VERSION
+from cas.index.sqlschema import BRIEF, MAX_BRIEF, SCHEMA, VERSION
 
 log = logging.getLogger("cas.index")
 
@@ -33,6 +36,7 @@ BUSY_SECONDS = 5.0  # then another index is made: the holder may be a stopped pr
 UNTOUCHED = 1_000_000_000 * 10**9  # nanoseconds since 1970, a day in 2001: the time of an index as we left it
 _ATTEMPTS = 3  # the file that was there, a fresh file, memory
 _MAX_LOST = 6  # files that one process loses before it keeps its index in memory
+_MOVES = 20  # times in a row that files of records are renamed while they are read
 _OLD = 86_400  # seconds after which an unfinished index is one of a killed process
 
 Sources = Mapping[str, tuple[str, int]]  # path below the home -> inode, size
@@ -98,6 +102,41 @@ class SqlIndex:
             values.append(registry)
         query += " WHERE " + " AND ".join(terms) + " ORDER BY registry, id"
         return [(name, payload) for payload, name in self._rows(query, *values)]
+
+    def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
+        """Return the ids of a registry's things of a kind below a parent, in order; no line is read."""
+        query = "SELECT id FROM parent WHERE parent = ? AND kind = ? AND registry = ? ORDER BY id"
+        if not all(map(_is_unicode, (kind, registry, parent))):
+            return []
+        return self._ask(lambda database: [id for (id,) in database.execute(query, (parent, kind, registry))])
+
+    def briefs(self, kind: str, *, registry: str, parent: str) -> list[list[Any]]:
+        """Return `[id, member…]` of a registry's things below a parent, by id: the members that `BRIEF` names."""
+        query = "SELECT brief, id FROM parent WHERE parent = ? AND kind = ? AND registry = ? ORDER BY id"
+        if not all(map(_is_unicode, (kind, registry, parent))):
+            return []
+
+        def ask(database: sqlite3.Connection) -> list[list[Any]]:
+            rows = database.execute(query, (parent, kind, registry)).fetchall()
+            found: list[list[Any]] = _members([brief for brief, _ in rows if brief is not None])
+            if len(found) == len(rows):
+                return found
+            whole = [_brief_of(self._line(database, registry, kind, id)) for brief, id in rows if brief is None]
+            return sorted(found + [one for one in whole if one is not None], key=lambda one: str(one[0]))
+
+        return self._ask(ask)
+
+    @staticmethod
+    def _line(database: sqlite3.Connection, registry: str, kind: str, id: str) -> dict[str, Any] | None:
+        query = "SELECT line FROM record WHERE registry = ? AND kind = ? AND id = ?"
+        row = database.execute(query, (registry, kind, id)).fetchone()
+        return None if row is None else _payload(row[0])
+
+    def live_bytes(self, names: Iterable[str]) -> int:
+        """Return how many bytes of some files of records (paths below the home) are lines that count."""
+        query = "SELECT sum(length(line)) FROM record WHERE source = (SELECT id FROM source WHERE path = ?)"
+        wanted = [name for name in names if _is_unicode(name)]
+        return self._ask(lambda database: sum(database.execute(query, (one,)).fetchone()[0] or 0 for one in wanted))
 
     def close(self) -> None:
         """Close this process's connection."""
@@ -208,13 +247,22 @@ class SqlIndex:
     # --- following the files ---------------------------------------------------------------------------------
 
     def _refresh(self, connection: _Connection) -> None:
+        """Read what was appended since the last question.
+
+        A file that is renamed while its folder is listed may be missing in that listing, and one that was written
+        anew may be gone when it is to be read: then the names have changed, and everything is looked at again.
+        """
         sources = self._sources()
-        if sources == connection.sources:
-            return
-        if connection.read(_followed) != sources:
-            with connection.writing() as database:
-                self._follow_all(database, sources)
-        connection.sources = sources
+        for _ in range(_MOVES):
+            if sources == connection.sources:
+                return
+            if connection.read(_followed) != sources:
+                with connection.writing() as database:
+                    self._follow_all(database, sources)
+            before, connection.sources = sources, sources
+            sources = self._sources()
+            if sources.keys() == before.keys():
+                return
 
     def _sources(self) -> Sources:
         """Return the files of facts and records that count: what another user wrote proves nothing (invariant 4)."""
@@ -243,7 +291,7 @@ class SqlIndex:
     def _follow(self, database: sqlite3.Connection, name: str) -> None:
         source, offset = database.execute("SELECT id, offset FROM source WHERE path = ?", (name,)).fetchone()
         path = self._root / name
-        registry = unquote_registry(path.parent.name) if name.startswith("records/") else None
+        registry = _registry_of(name)
         try:
             for line in lines.read(path, offset):
                 offset = line.end
@@ -254,6 +302,8 @@ class SqlIndex:
                         _add_record(database, source, registry, line)
                 except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
                     log.info("a line of %s says nothing that can be asked for: %s", name, error)
+        except FileNotFoundError:
+            log.info("%s was written anew meanwhile", path)
         except OSError as error:
             log.warning("%s cannot be read, so what it says is not known: %s", path, error)
         database.execute("UPDATE source SET offset = ? WHERE id = ?", (offset, source))
@@ -408,17 +458,48 @@ def _add_record(database: sqlite3.Connection, source: int, registry: str, line: 
     if database.execute(add, (registry, kind, id, float(seen), source, line.raw)).rowcount:
         database.execute("DELETE FROM parent WHERE kind = ? AND registry = ? AND id = ?", (kind, registry, id))
         names = [parent for parent in parents if isinstance(parent, str)] if isinstance(parents, list) else []
-        rows = [(parent, kind, registry, id) for parent in names]
-        database.executemany("INSERT OR IGNORE INTO parent VALUES (?, ?, ?, ?)", rows)
+        brief = _brief(line.payload) if names else None
+        rows = [(parent, kind, registry, id, brief) for parent in names]
+        database.executemany("INSERT OR IGNORE INTO parent VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _brief_of(payload: dict[str, Any] | None) -> list[Any] | None:
+    if payload is None:
+        return None
+    data = payload.get("data")
+    return [payload["id"], *(data.get(name) if isinstance(data, dict) else None for name in BRIEF)]
+
+
+def _brief(payload: dict[str, Any]) -> bytes | None:
+    """Return what is kept apart of a record, behind its checksum; None if it is too much."""
+    body = json.dumps(_brief_of(payload), separators=(",", ":")).encode("ascii")
+    return xxhash.xxh3_64_digest(body) + body if len(body) <= MAX_BRIEF else None
+
+
+def _members(briefs: list[bytes]) -> list[Any]:
+    """Read many briefs; one parse of all of them is several times as fast as one of each."""
+    digest = xxhash.xxh3_64_digest
+    bodies = [brief[8:] for brief in briefs]
+    if any(digest(body) != brief[:8] for body, brief in zip(bodies, briefs, strict=True)):
+        raise _DamagedIndexError("a line in it is damaged")
+    found: list[Any] = json.loads(b"[" + b",".join(bodies) + b"]")
+    return found
+
+
+def _registry_of(name: str) -> str | None:
+    """Return the registry that a file of records (a path below the home) is about; None of a file of facts."""
+    return unquote_registry(name.split("/")[1]) if name.startswith("records/") else None
 
 
 def _forget(database: sqlite3.Connection, name: str) -> None:
     row = database.execute("SELECT id FROM source WHERE path = ?", (name,)).fetchone()
     if name.startswith("records/"):
-        # An older line of another file may be the last one now: read all files of records again.
-        database.execute("DELETE FROM record")
-        database.execute("DELETE FROM parent")
-        database.execute("UPDATE source SET offset = 0 WHERE path LIKE 'records/%'")
+        # An older line of another file may be the last one now: read all files of this registry again.
+        registry = _registry_of(name)
+        database.execute("DELETE FROM record WHERE registry = ?", (registry,))
+        database.execute("DELETE FROM parent WHERE registry = ?", (registry,))
+        again = [(one,) for one in _known(database) if _registry_of(one) == registry]
+        database.executemany("UPDATE source SET offset = 0 WHERE path = ?", again)
     database.execute("DELETE FROM fact WHERE source = ?", (row[0],))
     database.execute("DELETE FROM source WHERE id = ?", (row[0],))
 

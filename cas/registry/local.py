@@ -11,7 +11,7 @@ from cas.errors import ContentError, ExperimentConflictError, NotFoundError, Usa
 from cas.index import disk
 from cas.index.store import Store
 from cas.registry import records as said_by
-from cas.registry.catalog import LOCAL, Catalog, Record, remember
+from cas.registry.catalog import LOCAL, Catalog, Record
 from cas.registry.records import (
     CheckpointRecord,
     ExperimentRecord,
@@ -19,6 +19,7 @@ from cas.registry.records import (
     TrialRecord,
     canonical_uuid,
 )
+from cas.registry.remembering import remember
 from cas.registry.values import as_number, is_name, is_whole, plain
 
 __all__ = ["LOCAL", "check_local", "record_local", "record_removed"]

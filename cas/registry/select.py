@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
 from cas.errors import NotFoundError, UsageError
-from cas.registry.records import CheckpointRecord, State
+from cas.registry.records import State
 from cas.registry.values import is_name, is_whole
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
 
 Time = tuple[int, int]  # seconds since 1970, and nanoseconds
+
+
+class Candidate(Protocol):
+    """What a choice is made by: a `CheckpointRecord` has it, and so has what the catalog reads of many at once."""
+
+    @property
+    def uuid(self) -> str:
+        """The UUID."""
+
+    @property
+    def state(self) -> State:
+        """The state."""
+
+    @property
+    def trial_id(self) -> int | None:
+        """The id of the trial, if it has one."""
+
+    @property
+    def steps_completed(self) -> int | None:
+        """How many batches the trial had trained."""
+
+    @property
+    def report_time(self) -> str | None:
+        """RFC 3339 text, as it came."""
+
+    @property
+    def validation_metrics(self) -> Mapping[str, Any] | None:
+        """Name → value, as they came; None if there was no validation."""
+
+    @property
+    def searcher_metric(self) -> str | None:
+        """The metric that decides which checkpoint of the experiment is best."""
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """The direction of the searcher metric."""
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 class CheckpointSortBy(StrEnum):
@@ -44,18 +85,25 @@ class Better:
     metric: str
     smaller_is_better: bool
 
-    def key(self, record: CheckpointRecord) -> tuple[float, bool, Time, str]:
-        """What the better record has less of; ties: the older report time, then the UUID."""
+    def value(self, record: Candidate) -> float | None:
+        """What the better record has less of, ties apart; None if it is not COMPLETED or has no such finite number."""
+        if record.state is not State.COMPLETED:
+            return None
         value = metric_value(record, self.metric)
-        if value is None:
-            raise ValueError(f"checkpoint {record.uuid} has no finite number for {self.metric}")
-        time = report_time(record)
-        return (value if self.smaller_is_better else -value, time is None, time or (0, 0), record.uuid)
+        return value if value is None or self.smaller_is_better else -value
 
 
-def metric_value(record: CheckpointRecord, metric: str) -> float | None:
+def by_time(record: Candidate) -> tuple[bool, Time, str]:
+    """Which of two equally good records comes first: the one with the older report time, then the lesser UUID."""
+    time = report_time(record)
+    return (time is None, time or (0, 0), record.uuid)
+
+
+def metric_value(record: Candidate, metric: str) -> float | None:
     """Return a validation metric if it is a finite number, else None: text, "NaN" and booleans are none."""
     value = (record.validation_metrics or {}).get(metric)
+    if type(value) is float:  # nearly always
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -64,7 +112,7 @@ def metric_value(record: CheckpointRecord, metric: str) -> float | None:
         return None
 
 
-def report_time(record: CheckpointRecord) -> Time | None:
+def report_time(record: Candidate) -> Time | None:
     """Return when a checkpoint was reported, to the nanosecond; None if that is not known."""
     found = _TIME.fullmatch(record.report_time or "")
     if found is None:
@@ -80,9 +128,7 @@ def report_time(record: CheckpointRecord) -> Time | None:
 # --- what better means ---------------------------------------------------------------------------------------
 
 
-def better(
-    records: Sequence[CheckpointRecord], *, sort_by: str | None, smaller_is_better: bool | None, of: str
-) -> Better:
+def better(records: Sequence[Candidate], *, sort_by: str | None, smaller_is_better: bool | None, of: str) -> Better:
     """Return what *better* means: by `sort_by`, else the searcher metric; by the direction given, else configured.
 
     Raises:
@@ -111,12 +157,12 @@ def better(
     return Better(metric, configured.smaller_is_better)
 
 
-def metric_names(records: Iterable[CheckpointRecord]) -> list[str]:
+def metric_names(records: Iterable[Candidate]) -> list[str]:
     """Return the names of all validation metrics, in order."""
     return sorted({name for record in records for name in record.validation_metrics or {}})
 
 
-def _known(records: Iterable[CheckpointRecord]) -> str:
+def _known(records: Iterable[Candidate]) -> str:
     names = metric_names(records)
     more = f", and {len(names) - 20} more" if len(names) > 20 else ""
     return f"its metrics are: {', '.join(names[:20])}{more}" if names else "it has no metrics at all"
@@ -126,12 +172,12 @@ def _known(records: Iterable[CheckpointRecord]) -> str:
 
 
 def best(
-    records: Iterable[CheckpointRecord],
+    records: Iterable[C],
     *,
     sort_by: str | None = None,
     smaller_is_better: bool | None = None,
     of: str = "this list",
-) -> CheckpointRecord:
+) -> C:
     """Return the COMPLETED checkpoint with the best finite value of a metric; `of` names the list in errors.
 
     Ties: the older report time, then the UUID.
@@ -144,14 +190,14 @@ def best(
 
 
 def top_n(
-    records: Iterable[CheckpointRecord],
+    records: Iterable[C],
     limit: int,
     *,
     sort_by: str | None = None,
     smaller_is_better: bool | None = None,
     one_per_trial: bool = False,
     of: str = "this list",
-) -> list[CheckpointRecord]:
+) -> list[C]:
     """Return the best checkpoints, best first, at most `limit`; with `one_per_trial` the best of each trial.
 
     Raises:
@@ -164,21 +210,32 @@ def top_n(
     if not every:
         raise NotFoundError(f"{of} has no checkpoints")
     wanted = better(every, sort_by=sort_by, smaller_is_better=smaller_is_better, of=of)
-    able = [one for one in every if one.state is State.COMPLETED and metric_value(one, wanted.metric) is not None]
+    able = [(value, one) for one in every if (value := wanted.value(one)) is not None]
     if not able:
         raise NotFoundError(_why_none(every, wanted.metric, of))
-    ordered = sorted(able, key=wanted.key)
-    return (_first_of_each_trial(ordered) if one_per_trial else ordered)[:limit]
+    among = _best_of_each_trial(able) if one_per_trial else able
+    if limit < len(among):  # what is worse than the last one cannot be among them: its time need not be read
+        last = heapq.nsmallest(limit, [value for value, _ in among])[-1]
+        among = [(value, one) for value, one in among if value <= last]
+    return [one for _, one in sorted(among, key=_place)][:limit]
 
 
-def _first_of_each_trial(ordered: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
-    first: dict[int | str, CheckpointRecord] = {}
-    for record in ordered:
-        first.setdefault(record.uuid if record.trial_id is None else record.trial_id, record)
-    return list(first.values())
+def _place(able: tuple[float, Candidate]) -> tuple[float, tuple[bool, Time, str]]:
+    return able[0], by_time(able[1])
 
 
-def latest(records: Iterable[CheckpointRecord], *, of: str = "this list") -> CheckpointRecord:
+def _best_of_each_trial(able: Iterable[tuple[float, C]]) -> list[tuple[float, C]]:
+    """The best one of each trial; what has no trial stands for itself."""
+    best: dict[int | str, tuple[float, C]] = {}
+    for value, record in able:
+        trial = record.uuid if record.trial_id is None else record.trial_id
+        known = best.get(trial)
+        if known is None or value < known[0] or (value == known[0] and by_time(record) < by_time(known[1])):
+            best[trial] = (value, record)
+    return list(best.values())
+
+
+def latest(records: Iterable[C], *, of: str = "this list") -> C:
     """Return the COMPLETED checkpoint with the most steps; ties: the later report time, then the UUID.
 
     Raises:
@@ -189,14 +246,16 @@ def latest(records: Iterable[CheckpointRecord], *, of: str = "this list") -> Che
     if not completed:
         raise NotFoundError(_why_none(every, None, of) if every else f"{of} has no checkpoints")
 
-    def key(record: CheckpointRecord) -> tuple[float, Time]:
-        steps = -1 if record.steps_completed is None else record.steps_completed
-        return steps, report_time(record) or (-1 << 62, 0)
-
-    return max(sorted(completed, key=lambda record: record.uuid), key=key)
+    most = max(map(_steps, completed))
+    among = sorted((record for record in completed if _steps(record) == most), key=lambda record: record.uuid)
+    return max(among, key=lambda record: report_time(record) or (-1 << 62, 0))
 
 
-def _why_none(records: Sequence[CheckpointRecord], metric: str | None, of: str) -> str:
+def _steps(record: Candidate) -> int:
+    return -1 if record.steps_completed is None else record.steps_completed
+
+
+def _why_none(records: Sequence[Candidate], metric: str | None, of: str) -> str:
     completed = [record for record in records if record.state is State.COMPLETED]
     states = Counter(str(record.state) for record in records if record.state is not State.COMPLETED)
     parts = [f"{count} {'is' if count == 1 else 'are'} {state}" for state, count in sorted(states.items())]
@@ -219,12 +278,12 @@ def _why_none(records: Sequence[CheckpointRecord], metric: str | None, of: str) 
 
 
 def in_order(
-    records: Iterable[CheckpointRecord],
+    records: Iterable[C],
     *,
     sort_by: str | CheckpointSortBy | None = None,
     order_by: str | OrderBy | None = None,
     limit: int | None = None,
-) -> list[CheckpointRecord]:
+) -> list[C]:
     """Return records in order of an attribute or of a metric; default: by trial, then report time.
 
     What lacks the value comes last in both directions. Ties: the older report time, then the UUID.
@@ -254,10 +313,10 @@ def _direction(order_by: str | OrderBy | None) -> OrderBy:
     return OrderBy[name]
 
 
-def _value_of(sort_by: str | CheckpointSortBy | None) -> Callable[[CheckpointRecord], float | str | None]:
+def _value_of(sort_by: str | CheckpointSortBy | None) -> Callable[[Candidate], float | str | None]:
     if sort_by is None:
         return lambda record: record.trial_id
-    attributes: dict[CheckpointSortBy, Callable[[CheckpointRecord], float | str | None]] = {
+    attributes: dict[CheckpointSortBy, Callable[[Candidate], float | str | None]] = {
         CheckpointSortBy.UUID: lambda record: record.uuid,
         CheckpointSortBy.TRIAL_ID: lambda record: record.trial_id,
         CheckpointSortBy.BATCH_NUMBER: lambda record: record.steps_completed,
@@ -271,6 +330,6 @@ def _value_of(sort_by: str | CheckpointSortBy | None) -> Callable[[CheckpointRec
     return lambda record: metric_value(record, name)
 
 
-def _end_time(record: CheckpointRecord) -> float | None:
+def _end_time(record: Candidate) -> float | None:
     time = report_time(record)
     return None if time is None else time[0] * 10**9 + time[1]

@@ -1,0 +1,218 @@
+"""Writing down what a registry answers, so that the catalog has it later."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from cas.errors import CasError, ContentError, OfflineError
+from cas.index.records import NewRecord
+from cas.index.store import Store
+from cas.registry.catalog import Catalog, Record, ago
+from cas.registry.http import Body, UnsupportedTypeError
+from cas.registry.records import CheckpointRecord, ExperimentRecord, Registry, State, TrialRecord
+
+log = logging.getLogger("cas.registry")
+
+T = TypeVar("T")
+
+
+def remember(
+    store: Store, registry: str, records: Iterable[Record], *, complete: str | None = None, durable: bool = False
+) -> None:
+    """Write down what was seen of a registry; what is known already is not written again.
+
+    An experiment's configuration is kept once, with the experiment, not with each of its checkpoints. `complete`
+    (`experiment/1` or `trial/2`) says that these are all checkpoints of that thing: others that were known of it
+    before count as deleted from now on, and the time is noted.
+    """
+    every = list(records)
+    checkpoints = {record.uuid: record for record in every if isinstance(record, CheckpointRecord)}
+    lines = [NewRecord("checkpoint", uuid, one.to_json(), one.parents) for uuid, one in checkpoints.items()]
+    known = _known(store, registry, "checkpoint", checkpoints.keys(), complete)
+    new = [*_experiments(store, registry, every), *_trials(store, registry, every, complete)]
+    new += [line for line in lines if known.get(line.id) != line.data]
+    if complete is not None:
+        new += _gone(registry, {uuid: data for uuid, data in known.items() if uuid not in checkpoints})
+        new.append(NewRecord("listing", complete, {"checkpoints": len(checkpoints)}))
+    store.records.add(registry, new, durable=durable)
+
+
+def _known(store: Store, registry: str, kind: str, ids: Iterable[str], parent: str | None) -> dict[str, dict[str, Any]]:
+    """What is written down already: of a parent's things all, else of these ids."""
+    if parent is not None:
+        return {seen.id: seen.data for seen in store.records.find(kind, registry=registry, parent=parent)}
+    found = ((id, store.records.get(registry, kind, id)) for id in ids)
+    return {id: seen.data for id, seen in found if seen is not None}
+
+
+def _experiments(store: Store, registry: str, records: Iterable[Record]) -> Iterator[NewRecord]:
+    whole: dict[int, ExperimentRecord] = {}
+    configs: dict[int, Mapping[str, Any]] = {}  # what checkpoints tell of their experiments
+    for record in records:
+        if isinstance(record, ExperimentRecord):
+            whole[record.id] = record
+        elif isinstance(record, CheckpointRecord) and record.experiment_id is not None:
+            configs.setdefault(record.experiment_id, record.experiment_config)
+    for id in whole.keys() | configs.keys():
+        seen = store.records.get(registry, "experiment", str(id))
+        if id in whole:
+            data = whole[id].to_json()
+        else:
+            data = ExperimentRecord(registry=registry, id=id, config=configs[id]).to_json()
+            if seen is not None:
+                data = {**seen.data, "config": data["config"] or seen.data.get("config", {})}
+        if seen is None or seen.data != data:
+            yield NewRecord("experiment", str(id), data)
+
+
+def _trials(store: Store, registry: str, records: Iterable[Record], complete: str | None) -> Iterator[NewRecord]:
+    whole: dict[int, TrialRecord] = {}
+    told: dict[int, TrialRecord] = {}  # by checkpoints
+    for record in records:
+        if isinstance(record, TrialRecord):
+            whole[record.id] = record
+        elif isinstance(record, CheckpointRecord) and record.trial_id is not None and record.experiment_id is not None:
+            told.setdefault(
+                record.trial_id,
+                TrialRecord(
+                    registry=registry,
+                    id=record.trial_id,
+                    experiment_id=record.experiment_id,
+                    hparams=record.hparams,
+                ),
+            )
+    parent = complete if complete is not None and complete.startswith("experiment/") else None
+    ids = map(str, whole.keys() | told.keys())
+    known = _known(store, registry, "trial", ids, parent)
+    for id, record in (told | whole).items():
+        data = record.to_json()
+        if str(id) not in known or (id in whole and known[str(id)] != data):
+            yield NewRecord("trial", str(id), data, (f"experiment/{record.experiment_id}",))
+
+
+def _gone(registry: str, known: Mapping[str, Mapping[str, Any]]) -> Iterator[NewRecord]:
+    """What a complete listing does not have any more."""
+    for uuid, data in known.items():
+        try:
+            record = CheckpointRecord.from_json(data, registry=registry, uuid=uuid)
+        except ContentError:
+            continue
+        if record.state is not State.DELETED:
+            deleted = replace(record, state=State.DELETED)
+            yield NewRecord("checkpoint", uuid, deleted.to_json(), deleted.parents)
+
+
+@runtime_checkable
+class HandsOutFiles(Protocol):
+    """A registry through which files can be had as well: a master."""
+
+    def archive(self, uuid: str, accept: str) -> AbstractContextManager[Body]:
+        """Open a checkpoint's files, as one archive of a type."""
+
+
+class Remembering:
+    """A registry that writes down every answer of another one, so that it can be had with no network later.
+
+    Where the other does not answer, the error says how old the catalog's answer would be, and how to ask for it.
+    Nothing is answered from the catalog here: ranks of one job would take different models.
+    """
+
+    def __init__(self, inner: Registry, store: Store) -> None:
+        self._inner = inner
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        """The inner registry's name."""
+        return self._inner.name
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    def archive(self, uuid: str, accept: str) -> AbstractContextManager[Body]:
+        """Open a checkpoint's files as the inner registry, a master, sends them; see `Master.archive`.
+
+        Raises:
+            UnsupportedTypeError: it does not know this type, or hands out no files at all.
+        """
+        if not isinstance(self._inner, HandsOutFiles):
+            raise UnsupportedTypeError(f"{self.name} hands out no files")
+        return self._inner.archive(uuid, accept)
+
+    def experiment(self, id: int) -> ExperimentRecord:
+        """Return an experiment, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has none of this id.
+            OfflineError: it does not answer.
+        """
+        record = self._ask(lambda: self._inner.experiment(id), f"experiment/{id}")
+        self._remember([record])
+        return record
+
+    def trial(self, id: int) -> TrialRecord:
+        """Return a trial, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has none of this id.
+            OfflineError: it does not answer.
+        """
+        record = self._ask(lambda: self._inner.trial(id), f"trial/{id}")
+        self._remember([record])
+        return record
+
+    def checkpoint(self, uuid: str) -> CheckpointRecord:
+        """Return a checkpoint, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has none of this UUID.
+            OfflineError: it does not answer.
+        """
+        record = self._ask(lambda: self._inner.checkpoint(uuid), f"checkpoint/{uuid}")
+        self._remember([record])
+        return record
+
+    def experiment_checkpoints(self, id: int) -> list[CheckpointRecord]:
+        """Return all checkpoints of an experiment, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has no experiment of this id.
+            OfflineError: it does not answer.
+        """
+        records = self._ask(lambda: self._inner.experiment_checkpoints(id), f"experiment/{id}")
+        self._remember(records, complete=f"experiment/{id}")
+        return records
+
+    def trial_checkpoints(self, id: int) -> list[CheckpointRecord]:
+        """Return all checkpoints of a trial, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has no trial of this id.
+            OfflineError: it does not answer.
+        """
+        records = self._ask(lambda: self._inner.trial_checkpoints(id), f"trial/{id}")
+        self._remember(records, complete=f"trial/{id}")
+        return records
+
+    def _ask(self, question: Callable[[], T], thing: str) -> T:
+        try:
+            return question()
+        except OfflineError as error:
+            raise OfflineError(f"{error}; {self._instead(thing)}") from error
+
+    def _instead(self, thing: str) -> str:
+        what = thing.replace("/", " ")
+        at = Catalog(self._store, self.name).seen_at(thing)
+        if at is None:
+            return f"the catalog has never seen {what}"
+        return f"the catalog has {what} as it was {ago(at)}: set CAS_OFFLINE=1 to be answered from it"
+
+    def _remember(self, records: Iterable[Record], *, complete: str | None = None) -> None:
+        try:
+            remember(self._store, self.name, records, complete=complete)
+        except (OSError, CasError) as error:
+            log.warning("cannot write down what %s answered: %s", self.name, error)
