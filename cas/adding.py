@@ -81,14 +81,16 @@ def add(
         checkpoint = Checkpoint(known, settings=chosen)
         checkpoint.was_here = True
         return checkpoint
-    while True:
-        manifest = ingest_folder(store, source, settings=chosen)
-        if not store.tag(LOCAL, name, manifest, durable=True):
-            break  # else somebody removed blobs in between
-    if metadata is None:
-        said["metadata"] = _metadata_in(store, manifest)
-    # Last, so that no query ever finds a checkpoint whose files did not get here.
-    record = record_local(store, **said, resources=_resources(manifest), durable=True)
+    with store.leases.claim(name):
+        while True:
+            manifest = ingest_folder(store, source, settings=chosen)
+            if not store.tag(LOCAL, name, manifest, durable=True):
+                break  # else somebody removed blobs in between
+        if metadata is None:
+            said["metadata"] = _metadata_in(store, manifest)
+        # Last, so that no query ever finds a checkpoint whose files did not get here.
+        record = record_local(store, **said, resources=_resources(manifest), durable=True)
+        store.uses.note(name)
     return Checkpoint(record, settings=chosen)
 
 

@@ -6,8 +6,10 @@ A checkpoint's way through the code: its record (registry) → origin and plan (
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
 from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
-from cas.load.views import AbsentBlobsError, make_view
+from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.origins import Origin
 from cas.registry.local import LOCAL
 from cas.registry.records import CheckpointRecord, State
@@ -162,34 +164,51 @@ class Checkpoint:
             extra = self._metadata_file(known)
             if is_complete(self.store, target, known, extra, owned=chosen.link in OWN):
                 self.link_report, self.pull_report = LinkReport.unchanged(known), None
+                self.store.uses.note(self.uuid)
                 return str(target)
         only = self.is_only_copy
-        with Materializer(self.store, target, link=chosen.link, is_only_copy=lambda _: only) as materializer:
-            sharing, copying = chosen.link is Link.AUTO, chosen.link in (Link.AUTO, Link.COPY)
-            there = Destination(target.absolute(), may_share=sharing) if copying else None
+        sharing, copying = chosen.link is Link.AUTO, chosen.link in (Link.AUTO, Link.COPY)
+        there = Destination(target.absolute(), may_share=sharing) if copying else None
+        with (
+            self.store.leases.claim(self.uuid),
+            Materializer(self.store, target, link=chosen.link, is_only_copy=lambda _: only) as materializer,
+        ):
             manifest = self._bring(materializer.add, there, chosen.mode)
             self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
+            self.store.uses.note(self.uuid)
         return str(target)
 
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.
 
-        For loaders of the user's own: `AutoModel.from_pretrained(checkpoint.view())`.
+        For loaders of the user's own: `AutoModel.from_pretrained(checkpoint.view())`. The folder stays until this
+        process ends, whatever is removed from the store meanwhile, and then as long as anything that was used lately.
 
         Raises:
             CheckpointNotFoundError: the files are neither here nor at the origin.
         """
+        return self._enter()[0]
+
+    def _enter(self) -> tuple[Path, Digest]:
+        """Return the view, entered, and the manifest that names it. What is known and here costs no lock, no SQLite."""
         self._require_downloadable()
         manifest = self.store.resolve(self.record.registry, self.uuid)
-        if manifest is None or not manifest.complete:
-            manifest = self._bring(None)
-        for attempt in range(_ATTEMPTS):
-            try:
-                return make_view(self.store, manifest).path
-            except AbsentBlobsError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
+        if manifest is not None and manifest.complete:
+            found = use_view(self.store, manifest.digest)
+            if found is not None:
+                self.store.uses.note(self.uuid)
+                return found.path, manifest.digest
+        with self.store.leases.claim(self.uuid):
+            for attempt in range(_ATTEMPTS):
                 manifest = self._bring(None)
+                try:
+                    path = make_view(self.store, manifest).path
+                except AbsentBlobsError:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    continue
+                self.store.uses.note(self.uuid)
+                return path, manifest.digest
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def load(
@@ -217,14 +236,20 @@ class Checkpoint:
             CasError: its framework is not installed.
         """
         policy = self.settings.but(trust=trust).trust
-        folder = self.view() if path is None else Path(self.download(path))
+        if path is not None:
+            folder = Path(self.download(path))
+            return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=False, **kwargs)
+        folder, digest = self._enter()
+        leave: Callable[[], object] = functools.partial(self.store.leases.leave, digest)
         try:
-            return load_folder(
-                folder, tags=tags, metadata=self.metadata, trust=policy, from_store=path is None, **kwargs
-            )
+            loaded = load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=True, **kwargs)
+            leave = _with(loaded, leave)
+            return loaded
         except CasError as error:  # the user knows the checkpoint, not its view
             error.args = (str(error).replace(str(folder), f"checkpoint {self.uuid}"),)
             raise
+        finally:
+            leave()
 
     @staticmethod
     def load_from_path(
@@ -313,6 +338,19 @@ def users_path(path: str | Path) -> Path:
     if "\0" in str(path):
         raise UsageError(f"not a path: {str(path)!r:.80}")
     return Path(path)
+
+
+def _with(loaded: Any, leave: Callable[[], object]) -> Callable[[], object]:
+    """Leave a view when the model that was loaded from it goes away: it may read more of it until then.
+
+    What cannot tell of its end (a dictionary) has been read or mapped, and needs the names no longer. Returns what is
+    to be called at once.
+    """
+    try:
+        weakref.finalize(loaded, leave).atexit = False  # at the end of the process all views are left anyway
+    except TypeError:
+        return leave
+    return lambda: None
 
 
 def digests_of(manifest: Manifest) -> Iterator[Digest]:

@@ -157,6 +157,12 @@ def set_time(path: Path, mtime_ns: int) -> None:
 
 
 @_step
+def touch(path: Path) -> None:
+    """Set a file's modification time to the disk's own present: on a network file system, the server's."""
+    os.utime(path)
+
+
+@_step
 def sync(fd: int) -> None:
     """Return when the file's bytes and metadata will survive a power cut."""
     os.fsync(fd)
@@ -195,9 +201,12 @@ def link(source: Path, target: Path) -> None:
 
 
 @_step
-def rename(source: Path, target: Path | str, *, into: int | None = None) -> None:
-    """Rename; an existing target file is replaced, at no moment absent. `into`: the open folder of the new name."""
-    os.rename(source, target, dst_dir_fd=into)
+def rename(source: Path | str, target: Path | str, *, within: int | None = None, into: int | None = None) -> None:
+    """Rename; an existing target file is replaced, at no moment absent.
+
+    `within`, `into`: the open folders of the old and of the new name.
+    """
+    os.rename(source, target, src_dir_fd=within, dst_dir_fd=into)
 
 
 @_step
@@ -208,9 +217,24 @@ def make_folder_in(folder: int, name: str) -> None:
 
 
 @_step
-def unlink(path: Path) -> None:
-    """Remove a name; one that is gone already is fine."""
-    path.unlink(missing_ok=True)
+def unlink(path: Path | str, *, within: int | None = None) -> None:
+    """Remove a name (in the open folder `within`, if given); one that is gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path, dir_fd=within)
+
+
+@_step
+def remove_folder(path: Path | str, *, within: int | None = None) -> bool:
+    """Remove an empty folder (in the open folder `within`, if given); False if it is not empty. Gone is fine."""
+    try:
+        os.rmdir(path, dir_fd=within)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 @_step
@@ -296,6 +320,18 @@ def names(folder: Path) -> list[str]:
         return []
 
 
+def clock(folder: Path) -> int:
+    """Return the disk's own present (ns since 1970), by touching a folder; hosts' clocks differ, this one is shared.
+
+    Of a disk that may only be read, this host's.
+    """
+    try:
+        touch(folder)
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return time.time_ns()
+
+
 def is_link_refusal(error: OSError) -> bool:
     """Whether the error says that a hard link cannot be made here, by anybody or by us."""
     return error.errno in _NO_LINKS
@@ -333,6 +369,11 @@ def now() -> float:
 def monotonic() -> float:
     """Return seconds that only ever grow, to measure waits with."""
     return time.monotonic()
+
+
+def awake() -> float:
+    """Return seconds that only ever grow, also while this process is stopped or the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def translate(error: OSError, doing: str) -> CasError | None:

@@ -59,6 +59,22 @@ class Layout:
         """The folder of the view of one manifest."""
         return self.root / "views" / manifest.hex
 
+    def lease(self, id: str) -> Path:
+        """The folder of one process's lease."""
+        return self.root / "leases" / id
+
+    def users(self, manifest: Digest) -> Path:
+        """The door of the view of one manifest: the folder that names the leases of those inside."""
+        return self.view(manifest) / "users"
+
+    def pin(self, uuid: str) -> Path:
+        """The file that says that a checkpoint is pinned."""
+        return self.root / "pins" / check_uuid(uuid)
+
+    def used(self, uuid: str) -> Path:
+        """The file whose time says when a checkpoint was last used."""
+        return self.root / "used" / check_uuid(uuid)
+
     def ingest(self, key: str) -> Path:
         """The folder that holds the partial transfers of one thing."""
         return self.root / "ingest" / Digest.of(key.encode()).hex[:32]

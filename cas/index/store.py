@@ -14,11 +14,14 @@ from cas.index import disk, locks, refs
 from cas.index.blobs import Blobs
 from cas.index.chunkstore import Chunks
 from cas.index.digest import Digest
+from cas.index.doors import door
 from cas.index.facts import Facts
 from cas.index.ingest import Follower, Ingest, Staging
 from cas.index.layout import Layout, prepare
 from cas.index.layout import check_uuid as check_uuid
+from cas.index.leases import Leases
 from cas.index.manifest import Manifest
+from cas.index.marks import Pins, Uses
 from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
@@ -48,6 +51,9 @@ class Store:
         self.blobs = Blobs(self.layout, self.facts)
         self.refs = Refs(self.layout)
         self.chunks = Chunks(self.layout)
+        self.leases = Leases(self.layout)
+        self.pins = Pins(self.layout)
+        self.uses = Uses(self.layout)
         self.blobs.on_bad(self._drop_views_of)
         self.blobs.on_new(self.chunks.note_parts)
         self._sealer = Sealer(self.blobs)
@@ -137,15 +143,10 @@ class Store:
         return self.blobs.locate(digest) is not None
 
     def drop_view(self, manifest: Digest) -> None:
-        """Take the view of a manifest away; whoever wants one makes it again."""
-        view = self.layout.view(manifest)
-        held = self.layout.aside(f"view-{manifest.hex}")
-        try:
-            disk.make_folder(held.parent)
-            disk.rename(view, held)
-        except FileNotFoundError:
-            return
-        disk.remove_tree(held)
+        """Take the view of a manifest away, also from who is inside: it is wrong. Whoever wants one makes it again."""
+        with door(self.layout.view(manifest)) as found:
+            if found is not None and found.close():
+                found.empty(self.layout.aside(f"view-{manifest.hex}"))
 
     def _drop_views_of(self, digest: Digest) -> None:
         """Take the views away that may link to a bad file (invariant 5)."""
@@ -177,7 +178,8 @@ class Store:
         return locks.exclusive(self.layout.lock(key), progress=lambda: _activity(folder), stall=self.stall)
 
     def close(self) -> None:
-        """Close what is open; the store opens it again when it is needed."""
+        """Close what is open, and protect nothing any more; the store opens it again when it is needed."""
+        self.leases.release()
         self.index.close()
 
 

@@ -5,9 +5,11 @@
     views/<manifest>/
       stamp.json     what the files' stat said when the view was made, in which boot, and whether the blobs were sealed
       tree/          what is handed out: folders 0555, files 0444 (0555 if executable)
+      users/         the door: who is inside
 
 A view is built in a folder of our own in `ingest/` and published with one rename. It is used again as long as every
-file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash.
+file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash. Who is given a view is inside of it, and
+it stays, until that process ends or leaves it (`store.leases.leave`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cas.errors import CasError, CheckpointNotFoundError, UnsafeNameError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.disk import Signature
+from cas.index.doors import door
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.store import Store, explained
 from cas.load.names import check_names
@@ -69,13 +72,13 @@ class AbsentBlobsError(CheckpointNotFoundError):
 
 
 def make_view(store: Store, manifest: Manifest) -> ViewReport:
-    """Return the view of a manifest: the one that is there, if it can be believed, else a new one.
+    """Return the view of a manifest, entered: the one that is there, if it can be believed, else a new one.
 
     Raises:
         AbsentBlobsError: blobs are not here, or were damaged and are aside now.
         UnsafeNameError: this disk cannot tell two of the names apart.
     """
-    found = find_view(store, manifest.digest)
+    found = use_view(store, manifest.digest)
     if found is not None:
         return found
     with explained(f"cannot make a view in {store.home}"):
@@ -96,8 +99,18 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
         return found
 
 
+def use_view(store: Store, digest: Digest) -> ViewReport | None:
+    """Return the view of a manifest, entered, if it is there and can be believed by its stamp."""
+    if not store.leases.enter(digest):
+        return None
+    found = find_view(store, digest)
+    if found is None:
+        store.leases.leave(digest)
+    return found
+
+
 def find_view(store: Store, digest: Digest) -> ViewReport | None:
-    """Return the view of a manifest if it is there and can be believed by its stamp."""
+    """Return the view of a manifest if it is there and can be believed by its stamp; only looks."""
     folder = store.layout.view(digest)
     stamp = _Stamp.read(folder / "stamp.json")
     if stamp is None or not stamp.usable or not stamp.holds(store, folder / "tree", hashing=not stamp.this_boot):
@@ -348,8 +361,11 @@ def _on_overlay(path: Path) -> bool:
 def _renew(store: Store, digest: Digest, scratch: Path) -> ViewReport | None:
     """Use a view of an earlier boot whose files are right, now that its blobs have been looked at."""
     folder = store.layout.view(digest)
+    if not store.leases.enter(digest):
+        return None
     old = _Stamp.read(folder / "stamp.json")
     if old is None or not old.holds(store, folder / "tree", hashing=True):
+        store.leases.leave(digest)
         return None
     stamp = _Stamp(disk.boot_id(), _all_sealed(store, old.files), old.folders, old.files)
     stamp.write(scratch / "stamp.json")
@@ -364,15 +380,25 @@ def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewRe
     """Give a built view its name; one that another process published in between is used instead of ours."""
     folder = store.layout.view(digest)
     disk.make_folder(folder.parent)
-    for _ in range(_ATTEMPTS):
-        try:
-            disk.rename(built, folder)
-            return stamp.report(folder / "tree", reused=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-        found = find_view(store, digest)
-        if found is not None:
-            return found
-        store.drop_view(digest)
+    disk.make_folder(built / "users")
+    store.leases.enter(digest, built=built)  # so that it is protected as soon as it has its name
+    try:
+        for _ in range(_ATTEMPTS):
+            with door(folder) as other:
+                try:
+                    disk.rename(built, folder)
+                    return stamp.report(folder / "tree", reused=False)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                found = use_view(store, digest)
+                if found is not None:
+                    store.leases.leave(digest)
+                    return found
+                if other is not None and other.close():  # it was closed, or is wrong
+                    other.empty(store.layout.aside(f"view-{digest.hex}"))
+    except BaseException:
+        store.leases.leave(digest)
+        raise
+    store.leases.leave(digest)
     raise CasError(f"{folder} is made and removed again and again by another process")

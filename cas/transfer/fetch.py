@@ -98,9 +98,12 @@ def pull(
             draw=draw,
             on_file=on_file,
         )
-    with explained(f"cannot write into {store.home}"):
+    with explained(f"cannot write into {store.home}"), store.leases.claim(uuid):
         expected = _Expected(expected_sizes or {}, partial)
-        return _Pull(Session(store, remote, settings, on_file), expected, draw, destination).run(registry, uuid)
+        session = Session(store, remote, settings, on_file)
+        report = _Pull(session, expected, draw, destination).run(registry, uuid)
+        store.uses.note(uuid)
+        return report
 
 
 @dataclass(frozen=True, slots=True)
