@@ -8,7 +8,7 @@
       users/         the door: who is inside
 
 A view is built in a folder of our own in `ingest/` and published with one rename. It is used again as long as every
-file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash. Who is given a view is inside of it, and
+file's stat is as in the stamp: that needs neither SQLite nor a lock nor a hash. Who is given a view is inside of it, so
 it stays, until that process ends or leaves it (`store.leases.leave`).
 """
 
