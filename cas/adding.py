@@ -13,7 +13,7 @@ from cas.config import Settings
 from cas.errors import UsageError
 from cas.index.manifest import Manifest
 from cas.index.remove import RemoveReport, execute_remove, plan_remove
-from cas.index.store import Store, open_store
+from cas.index.store import Store, store_of
 from cas.registry.catalog import Catalog
 from cas.registry.local import LOCAL, check_local, record_local, record_removed
 from cas.registry.records import CheckpointRecord, State, canonical_uuid
@@ -61,7 +61,7 @@ def add(
     """
     chosen = settings or Settings.load()
     source, name = users_path(path), canonical_uuid(uuid) if uuid is not None else str(uuids.uuid4())
-    store = open_store(chosen.home, stall=chosen.lock_stall)
+    store = store_of(chosen)
     said = {
         "uuid": name,
         "experiment": experiment,
@@ -149,7 +149,7 @@ def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
         NotFoundError: the store holds no such checkpoint.
     """
     chosen = settings or Settings.load()
-    store = open_store(chosen.home, stall=chosen.lock_stall)
+    store = store_of(chosen)
     plan = plan_remove(store, canonical_uuid(uuid))
     report = execute_remove(store, plan)
     if LOCAL in plan.registries:

@@ -20,7 +20,7 @@ from cas.errors import CasError, CheckpointNotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
-from cas.index.store import Store, open_store
+from cas.index.store import Store, store_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
 from cas.load.placing import OWN, LinkReport
@@ -117,7 +117,7 @@ class Checkpoint:
     @cached_property
     def store(self) -> Store:
         """The store that its files are kept in."""
-        return open_store(self.settings.home, stall=self.settings.lock_stall)
+        return store_of(self.settings)
 
     @property
     def is_only_copy(self) -> bool:

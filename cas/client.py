@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from cas.checkpoint import Checkpoint
 from cas.config import DeterminedEnvironment, Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
-from cas.index.store import open_store
+from cas.index.store import store_of
 from cas.registry import select
 from cas.registry.catalog import Catalog, Choice, ago, choose
 from cas.registry.http import Tls, canonical_url
@@ -92,7 +92,7 @@ class Determined:
             raise UsageError("master=… asks a master, registry=… the catalog: give one of them")
         self._url = canonical_url(self._settings.master) if self._settings.master and not registry else None
         self._scope = registry or self._url
-        self._store = open_store(self._settings.home)
+        self._store = store_of(self._settings)
         self._registry: Registry = Catalog(self._store, self._scope)
         if self._url is not None and not self._settings.offline:
             environment = DeterminedEnvironment.load()

@@ -65,6 +65,21 @@ class Progress(StrEnum):
     OFF = "off"
 
 
+class Shared(StrEnum):
+    """Whose a store is that is made now."""
+
+    NO = "no"  # this user's alone
+    GROUP = "group"  # of all members of its folder's group
+
+
+class Network(StrEnum):
+    """Whether the home is on a network file system: several hosts may use it, and flock may do nothing."""
+
+    AUTO = "auto"  # as the mount says; what is unknown counts as one
+    YES = "yes"
+    NO = "no"
+
+
 def _truth(text: object) -> bool:
     if isinstance(text, bool):
         return text
@@ -106,6 +121,15 @@ def _folder(text: object) -> Path:
     return Path(str(text)).expanduser().absolute()
 
 
+def _folders(given: object) -> tuple[Path, ...]:
+    """Take a list of folders, or text that parts them as PATH does."""
+    if isinstance(given, str):
+        given = [name for name in given.split(os.pathsep) if name]
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"must be a list of folders (in a variable: parted by {os.pathsep!r})")
+    return tuple(dict.fromkeys(_folder(name) for name in given))
+
+
 def _level(text: object) -> str:
     name = str(text).upper()
     if name not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
@@ -123,6 +147,9 @@ class Settings:
 
     home: Path = _setting(MISSING, _folder, "the folder of the store")
     master: str | None = _setting(None, _text, "URL of the Determined master (also DET_MASTER, DET_MASTER_ADDR)")
+    shared: Shared = _setting(Shared.NO, Shared, "whose a store is that is made now: no (yours alone), group")
+    read_only_stores: tuple[Path, ...] = _setting((), _folders, "homes whose content is used, and never written to")
+    network: Network = _setting(Network.AUTO, Network, "whether the home is on a network file system: auto, yes, no")
     offline: bool = _setting(False, _truth, "never use the network; answer from the catalog and the store")
     link: Link = _setting(Link.AUTO, Link, "how download() places files: auto, reflink, hardlink, symlink, copy")
     trust: Trust = _setting(Trust.SCAN, Trust, "which pickles may run: never, scan, always")
@@ -223,6 +250,11 @@ def _explain(one: Any, arguments: Mapping[str, Any], file: Mapping[str, Any]) ->
         return Explained(one.name, _parse(one.metadata["parse"], *given), source, doc)
     except UsageError as error:
         return Explained(one.name, given[0], source, doc, str(error))
+
+
+def cache_folder() -> Path:
+    """Return the platform's folder for what can be made again."""
+    return Path(platformdirs.user_cache_dir("cas", appauthor=False))
 
 
 def _default_home() -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server, running
+from users import folder_for_all
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,25 @@ def s3_server() -> Iterator[S3Server]:
     shared = Path("/dev/shm")
     with running(shared if shared.is_dir() else None) as server:
         yield server
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for tests with several users; what the interpreter imports late, it has imported."""
+    from stores import UUID, tagged
+
+    from cas.index.check import check
+    from cas.index.store import Store
+    from cas.load.views import make_view
+
+    with folder_for_all() as folder:
+        warm = Store(folder / "warm")  # the interpreter may lie where other users cannot import from
+        manifest = tagged(warm, UUID, {"a": b"x" * 5000, "b": b""})
+        make_view(warm, manifest)
+        with warm.exclusive("warm"):
+            check(warm, deep=True)
+        warm.close()
+        yield folder
 
 
 @pytest.fixture

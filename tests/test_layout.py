@@ -59,8 +59,8 @@ def test_what_is_no_uuid_names_no_folder(text: str, tmp_path: Path) -> None:
 
 def test_a_home_is_made_once(tmp_path: Path) -> None:
     home = tmp_path / "new" / "home"
-    first = prepare(home)
-    assert prepare(home) == first
+    first = prepare(home).store
+    assert prepare(home).store == first
     assert json.loads((home / "format.json").read_text()) == {
         "cas": "store", "format": 1, "store": first, "locks": "flock"
     }  # fmt: skip
@@ -76,8 +76,8 @@ def test_a_damaged_format_file_of_a_store_is_made_again(content: bytes, tmp_path
     prepare(tmp_path / "home")
     (tmp_path / "home" / "blobs").mkdir()
     (tmp_path / "home" / "format.json").write_bytes(content)
-    store = prepare(tmp_path / "home")
-    assert prepare(tmp_path / "home") == store
+    store = prepare(tmp_path / "home").store
+    assert prepare(tmp_path / "home").store == store
 
 
 def test_a_damaged_format_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -157,4 +157,4 @@ def test_tagging_while_others_untag_raises_nothing(store: Store) -> None:
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert isinstance(Refs(store.layout).of("local", UUID), list)
+    assert isinstance(Refs(store.layout, store.owners).of("local", UUID), list)

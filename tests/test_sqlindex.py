@@ -396,7 +396,9 @@ def test_forks_while_other_threads_make_indexes(store: Store, expected: list[obj
 
     def work() -> None:
         while not stop.is_set():
-            index = sqlindex.SqlIndex(store.home, secrets.token_hex(4))  # another store's: made anew each time
+            index = sqlindex.SqlIndex(
+                store.layout, secrets.token_hex(4), store.owners, folder=store.home
+            )  # another store's: made anew each time
             assert index.record("local", "checkpoint", uuid(7)) is not None
             index.close()
 

@@ -219,9 +219,9 @@ def client(args: argparse.Namespace, *, registry: str | None = None) -> Determin
 
 def store(args: argparse.Namespace) -> Store:
     """Open the store."""
-    from cas.index.store import open_store
+    from cas.index.store import store_of
 
-    return open_store(settings(args).home)
+    return store_of(settings(args))
 
 
 def verbosity(args: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from stat import S_IMODE
 
@@ -22,19 +21,44 @@ from cas.index.disk import Signature
 from cas.index.facts import BlobFact, Facts
 from cas.index.layout import Layout
 from cas.index.locks import ThreadLock
-from cas.index.probe import file_system, is_network
+from cas.index.manifest import MAX_BYTES
+from cas.index.owners import Owners
 
 log = logging.getLogger("cas.index")
 
-_UNREADABLE = {errno.EIO, errno.EISDIR, getattr(errno, "EUCLEAN", errno.EIO)}  # the disk lost it: as bad as wrong
+# The disk lost it, or somebody closed it to us, or put something else there: as bad as wrong.
+_UNREADABLE = {
+    errno.EIO,
+    getattr(errno, "EUCLEAN", errno.EIO),
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.ENXIO,
+}
 
 
 class Blobs:
-    """The blobs of one home."""
+    """The blobs of one home.
 
-    def __init__(self, layout: Layout, facts: Facts) -> None:
+    Args:
+        layout: of the home.
+        facts: about its blobs.
+        owners: whose word counts there.
+        network: bytes that are not synced may be lost with another host, of which no boot id tells.
+        read_only: nothing in the home is ever changed.
+    """
+
+    def __init__(
+        self, layout: Layout, facts: Facts, owners: Owners, *, network: bool = False, read_only: bool = False
+    ) -> None:
         self._layout = layout
         self._facts = facts
+        self._owners = owners
+        self._must_sync = (
+            network or disk.boot_id() is None
+        )  # nothing could tell later that bytes are lost (invariant 4)
+        self._read_only = read_only
         self._lock = ThreadLock()
         self._known: dict[Digest, Signature] = {}  # trusted by this process
         self._hashed = 0
@@ -65,23 +89,18 @@ class Blobs:
         sync = durable or self._must_sync
         if sync:
             disk.sync(fd)
-        while not self._place(path, target, digest):
+        while not self._place(path, target, digest, stat.st_size):
             try:
                 if sync:
                     self.seal(digest)
                 return
             except (FileNotFoundError, ContentError):  # somebody took the other one away in between: place ours
                 log.debug("blob %s was here, and is gone", digest)
-        self._believe(digest, Signature.of(stat), sealed=sync)
+        self._believe(digest, self._owners.signature(stat), sealed=sync)
         for call in self._when_new:
             call(digest, fd, path.parent)
 
-    @cached_property
-    def _must_sync(self) -> bool:
-        """Whether nothing could tell later that bytes which were not synced are lost (invariant 4)."""
-        return disk.boot_id() is None or is_network(file_system(self._layout.root))
-
-    def _place(self, path: Path, target: Path, digest: Digest) -> bool:
+    def _place(self, path: Path, target: Path, digest: Digest, size: int) -> bool:
         """Link or rename a file to its name; False if a trusted blob is there already."""
         for _ in range(2):
             try:
@@ -90,7 +109,7 @@ class Blobs:
             except FileNotFoundError:
                 disk.make_folder(target.parent)
             except FileExistsError:
-                if self.locate(digest) is not None:
+                if self._is_there(target, digest, size):
                     return False
                 break  # it was wrong, and is aside now; or another process was quicker: ours is as good
             except OSError as error:
@@ -100,6 +119,14 @@ class Blobs:
         disk.rename(path, target)
         return True
 
+    def _is_there(self, target: Path, digest: Digest, size: int) -> bool:
+        """Whether the file under a name that is taken can be believed; one of another size is not even read."""
+        try:
+            found = target.lstat()
+        except FileNotFoundError:
+            return False
+        return self._judge(target, digest, found, size) is not None
+
     def _believe(self, digest: Digest, signature: Signature, *, sealed: bool) -> None:
         self._facts.add_blob(BlobFact(digest, signature, disk.boot_id(), sealed))
         with self._lock:
@@ -107,20 +134,31 @@ class Blobs:
 
     # --- out -----------------------------------------------------------------------------------------------
 
-    def locate(self, digest: Digest) -> Path | None:
-        """Return the path of a blob that can be believed, or None if there is none.
+    def locate(self, digest: Digest, size: int | None = None) -> Path | None:
+        """Return the path of a blob that can be believed, or None if there is none (of this size, if one is given).
 
         A blob without a usable fact is hashed first. A wrong one goes aside; a right one in `aside/` comes back.
         """
         path = self._layout.blob(digest)
         try:
-            signature = Signature.of(path.stat())
-        except FileNotFoundError:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return path if self._bring_back(digest) else None
-        if self.is_trusted(digest, signature) or self._matches(path, digest):
+        except PermissionError as error:  # a folder that a colleague closed
+            log.warning("blob %s cannot be looked at: %s: %s", digest, error.strerror, error.filename)
+            return None
+        if size is not None and found.st_size != size:
+            return None
+        return self._judge(path, digest, found, None)
+
+    def _judge(self, path: Path, digest: Digest, found: os.stat_result, size: int | None) -> Path | None:
+        if self.is_trusted(digest, self._owners.signature(found)) or self._matches(path, digest, size):
             return path
+        if self._read_only:
+            log.warning("blob %s has other bytes than its name says, in %s", digest, self._layout.root)
+            return None
         try:
-            self.put_aside(digest)
+            self.put_aside(digest, size)
         except OSError as error:  # a home that we may only read
             log.warning("blob %s has other bytes than its name says, and cannot be moved away: %s", digest, error)
             return None
@@ -138,12 +176,10 @@ class Blobs:
                 return True
         return False
 
-    def _matches(self, path: Path, digest: Digest) -> bool:
+    def _matches(self, path: Path, digest: Digest, size: int | None = None) -> bool:
         """Hash a file of the store; believe it from now on if it is right."""
         try:
-            before = Signature.of(path.stat())
-            found = Digest.of_file(path)
-            after = Signature.of(path.stat())
+            fd = disk.open_file(path)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -151,6 +187,20 @@ class Blobs:
                 raise
             log.warning("blob %s cannot be read: %s", digest, error)
             return False
+        try:
+            stat = os.fstat(fd)
+            if size is not None and stat.st_size != size:
+                return False
+            before = self._owners.signature(stat)
+            found = Digest.of_file(fd)
+            after = self._owners.signature(os.fstat(fd))
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            log.warning("blob %s cannot be read: %s", digest, error)
+            return False
+        finally:
+            os.close(fd)
         self._hashed += 1
         if found != digest or before != after:
             return False
@@ -177,8 +227,11 @@ class Blobs:
 
     # --- aside ---------------------------------------------------------------------------------------------
 
-    def put_aside(self, digest: Digest) -> Path | None:
-        """Rename a blob away and judge what is held: a right one is linked back. Return what stays aside."""
+    def put_aside(self, digest: Digest, size: int | None = None) -> Path | None:
+        """Rename a blob away and judge what is held: a right one is linked back. Return what stays aside.
+
+        With `size`, the size that its digest is known to have, one of another size is wrong unread.
+        """
         path = self._layout.blob(digest)
         held = self._layout.aside(digest.hex)
         disk.make_folder(held.parent)
@@ -187,10 +240,10 @@ class Blobs:
         except FileNotFoundError:
             return None
         self.forget(digest)
-        if self._matches(held, digest):
+        if self._matches(held, digest, size):
             self.link_back(held, digest)
             return None
-        if not held.exists():  # another process judged it first, and linked it back or removed it
+        if not os.path.lexists(held):  # another process judged it first, and linked it back or removed it
             return None
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
         for call in self._when_bad:
@@ -242,8 +295,7 @@ class Blobs:
 
     def _is_healed(self, digest: Digest, *, is_manifest: bool) -> bool:
         if is_manifest:
-            path = self._layout.manifest(digest)
-            return path.exists() and Digest.of_file(path) == digest
+            return Digest.of(disk.read_file(self._layout.manifest(digest), MAX_BYTES)) == digest
         return self._layout.blob(digest).exists() and self.locate(digest) is not None
 
     # --- durability ------------------------------------------------------------------------------------------
@@ -251,9 +303,9 @@ class Blobs:
     def seal(self, digest: Digest) -> None:
         """Return when a trusted blob's bytes will survive a power cut, and note it."""
         path = self._layout.blob(digest)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = disk.open_file(path)
         try:
-            signature = Signature.of(os.fstat(fd))
+            signature = self._owners.signature(os.fstat(fd))
             if not self.is_trusted(digest, signature):
                 raise ContentError(f"blob {digest} changed before it was sealed")
             disk.sync(fd)

@@ -118,7 +118,7 @@ class _Blobs:
             return
         self.sizes[digest] = stat.st_size
         try:
-            wrong = self._is_wrong(digest, path, Signature.of(stat))
+            wrong = self._is_wrong(digest, path, self.store.owners.signature(stat))
         except FileNotFoundError:  # removed in between: whether it is missed is seen with the checkpoints
             del self.sizes[digest]
             return

@@ -11,8 +11,10 @@ import errno
 import functools
 import os
 import platform
+import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -33,6 +35,8 @@ COPY_WINDOW = 64 << 20  # bytes per copy_file_range call: long enough to be chea
 
 _RACES = 20  # how often in a row a race with another process is tried again
 
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_PRIVATE_TO_WRITERS = 0o750  # of a group's store: a folder that others may look into, and nothing more
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 
@@ -58,12 +62,69 @@ def _step(function: Callable[P, R]) -> Callable[P, R]:
     return observed
 
 
+# --- whose is what is made -----------------------------------------------------------------------------------
+# In a group's home every folder is the group's, and every file can be read by it, whatever the umask of who makes them.
+
+_shared: tuple[str, ...] = ()
+
+
+def share(home: Path) -> None:
+    """Let everything that is made below a home from now on belong to the home's group."""
+    global _shared
+    if not _is_shared(home / "x"):
+        _shared = (*_shared, f"{os.fspath(home)}/")
+
+
+def unshare(home: Path) -> None:
+    """Let what is made below a home from now on be as the umask says."""
+    global _shared
+    _shared = tuple(one for one in _shared if one != f"{os.fspath(home)}/")
+
+
+def _is_shared(path: Path) -> bool:
+    return bool(_shared) and os.fspath(path).startswith(_shared)
+
+
+def _make_shared(path: Path, mode: int) -> None:
+    """Make a folder of a group's home. It appears with its mode: nobody ever meets one that is still closed."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        found = None
+    if found is not None:
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+        return
+    if _is_shared(path.parent):
+        _make_shared(path.parent, 0o777)
+    wanted = 0o770 if mode == 0o777 else (mode | _PRIVATE_TO_WRITERS) & 0o777
+    others = path.parent.stat().st_mode & (0o005 if wanted & 0o005 or mode == 0o777 else 0)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    made.mkdir(0o700)
+    try:
+        made.chmod(wanted | others | stat.S_ISGID)
+        made.rename(path)
+    except OSError as error:
+        made.rmdir()
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was quicker
+            raise
+
+
+def _show_to_group(fd: int, path: Path, mode: int) -> None:
+    if _is_shared(path):
+        with contextlib.suppress(PermissionError):  # a colleague's
+            os.fchmod(fd, mode | (mode & 0o400) >> 3)
+
+
 # --- what changes the disk -----------------------------------------------------------------------------------
 
 
 @_step
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it; an existing one is fine."""
+    if _is_shared(path):
+        _make_shared(path, mode)
+        return
     for attempt in range(_RACES):
         try:
             path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -76,18 +137,33 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 @_step
 def create(path: Path, mode: int = 0o600) -> int:
     """Create a new file, which must not exist, for reading and writing; return its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    _show_to_group(fd, path, mode)
+    return fd
 
 
 @_step
 def open_append(path: Path, mode: int = 0o644) -> int:
-    """Open a file for appending (and reading), created if absent; return its descriptor."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    """Open a plain file of ours for appending (and reading), created if absent; return its descriptor.
+
+    Raises:
+        PermissionError: another user put something under that name.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | _NO_FOLLOW
     try:
-        return os.open(path, flags, mode)
+        fd = os.open(path, flags, mode)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, flags, mode)
+        if _is_shared(path):
+            _make_shared(path.parent, 0o777)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, flags, mode)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or not is_ours(found):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "is another user's, or no plain file; move it away", os.fspath(path))
+    _show_to_group(fd, path, mode)
+    return fd
 
 
 @_step
@@ -265,23 +341,33 @@ def reflink(source: Path, target: Path) -> bool:
     return True
 
 
+def _open_up(path: Path) -> None:
+    """Let the owner remove what is in a folder: those of views are read-only. Follows no link."""
+    waiting = [os.fspath(path)]
+    while waiting:
+        folder = waiting.pop()
+        with contextlib.suppress(OSError):
+            if (mode := stat.S_IMODE(os.lstat(folder).st_mode)) & 0o700 != 0o700:
+                os.chmod(folder, mode | 0o700)
+            with os.scandir(folder) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 @_step
 def remove_tree(path: Path) -> None:
-    """Remove a folder of the store with all that is in it; one that is gone already is fine."""
+    """Remove a folder of the store with all that is in it; one that is gone already is fine.
+
+    Raises:
+        OSError: something in it is another user's.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):  # that somebody put in its place
+        path.unlink(missing_ok=True)
+        return
+    _open_up(path)
 
     def allow(function: Callable[[str], object], name: str, error: BaseException) -> None:
-        if isinstance(error, FileNotFoundError):
-            return
-        # Views have read-only folders: allow writing in the parent, then try once more.
-        try:
-            os.chmod(os.path.dirname(name), 0o700)
-            if os.path.isdir(name) and not os.path.islink(name):
-                os.chmod(name, 0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                os.unlink(name)
-        except FileNotFoundError:
-            pass
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     if sys.version_info >= (3, 12):
         shutil.rmtree(path, onexc=allow)
@@ -305,11 +391,50 @@ class Signature:
     size: int
     mtime_ns: int
     inode: int
+    changed: int = 0  # time of the last change (ns), of a file whose owner could set the others back; else 0
 
     @classmethod
-    def of(cls, stat: os.stat_result) -> Signature:
-        """Take the signature from a stat result."""
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    def of(cls, stat: os.stat_result, *, changed: bool = False) -> Signature:
+        """Take the signature from a stat result; with `changed`, no owner can write and hide it."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns if changed else 0)
+
+
+def open_file(path: Path, *, writing: bool = False) -> int:
+    """Open a plain file for reading (or both): never a link, and never a pipe or device, which could keep us waiting.
+
+    Raises:
+        OSError: it is something else (EINVAL, ELOOP), or cannot be read.
+    """
+    access = os.O_RDWR if writing else os.O_RDONLY
+    fd = os.open(path, access | os.O_CLOEXEC | _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no plain file", os.fspath(path))
+    return fd
+
+
+def read_file(path: Path, at_most: int) -> bytes:
+    """Return the bytes of a plain file.
+
+    Raises:
+        OSError: it has more than `at_most` (EFBIG), is something else, or cannot be read.
+    """
+    with open(open_file(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > at_most:
+            raise OSError(errno.EFBIG, f"has {size} bytes, more than {at_most}", os.fspath(path))
+        return file.read()
+
+
+def is_ours(found: os.stat_result) -> bool:
+    """Whether a file is this process's user's."""
+    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether names can be made in a folder: by its mode and by how its disk is mounted."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def names(folder: Path) -> list[str]:

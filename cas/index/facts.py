@@ -37,7 +37,7 @@ class BlobFact:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fact as a line's payload."""
-        return {
+        data = {
             "kind": "blob",
             "key": str(self.digest),
             "size": self.signature.size,
@@ -47,6 +47,7 @@ class BlobFact:
             "sealed": self.sealed,
             "at": disk.now(),
         }
+        return data | ({"changed": self.signature.changed} if self.signature.changed else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Facts:
         path = self._layout.facts
         lines.append(path, payloads, durable=durable)
         if durable:
-            disk.sync_names(path.parent, self._layout.root)
+            disk.sync_names(path.parent, self._layout.notes)
 
     def _add_soon(self, payload: dict[str, Any]) -> None:
         group = self._here()
@@ -133,7 +134,7 @@ class Facts:
         """Return each host's last fact about a blob."""
         found = []
         for payload in self._index.facts("blob", str(digest)):
-            values = [payload.get(name) for name in ("size", "mtime", "inode")]
+            values = [payload.get(name) for name in ("size", "mtime", "inode")] + [payload.get("changed", 0)]
             if all(isinstance(value, int) for value in values):
                 signature = Signature(*values)  # type: ignore[arg-type]  # checked in the line above
                 found.append(BlobFact(digest, signature, payload.get("boot"), payload.get("sealed") is True))

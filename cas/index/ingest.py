@@ -17,7 +17,9 @@ import errno
 import itertools
 import logging
 import os
+import re
 import secrets
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ log = logging.getLogger("cas.index")
 
 _WINDOW = 1 << 20  # bytes per read while hashing
 _MOVED = 4 << 20  # bytes in memory while a range is moved on a full disk
+_STAGING = re.compile(r"[0-9a-f]{16}")
 
 
 class Follower(Protocol):
@@ -370,8 +373,7 @@ class Ingest:
         if not entries or entries[0] != {"source": source, "size": size}:
             return
         spans = [span for entry in entries[1:] if (span := _span(entry, size)) is not None]
-        access = os.O_RDWR if giving_back else os.O_RDONLY
-        other = os.open(journal.with_suffix(".data"), access | os.O_CLOEXEC)
+        other = disk.open_file(journal.with_suffix(".data"), writing=giving_back)
         try:
             for start, end, proof in sorted(spans, reverse=giving_back):
                 if not self._written.overlap(start, end):
@@ -482,6 +484,14 @@ class RangeWriter:
 
 
 def _siblings(folder: Path) -> Iterator[Path]:
+    """Yield the folders that this user's other processes have for the same piece of work.
+
+    Not those of other users: what they say of their bytes proves nothing, and they are theirs to remove. And nothing
+    that is not named as `Staging` names its folders: what is removed is decided by it.
+    """
     for name in disk.names(folder.parent):
-        if name != folder.name:
-            yield folder.parent / name
+        if name != folder.name and _STAGING.fullmatch(name):
+            with contextlib.suppress(OSError):
+                found = (folder.parent / name).lstat()
+                if stat.S_ISDIR(found.st_mode) and disk.is_ours(found):
+                    yield folder.parent / name

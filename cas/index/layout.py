@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -17,6 +18,10 @@ from cas.index.digest import Digest
 
 FORMAT = 1
 _FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "chunks", "ingest", "views"}
+_GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins")
+# A group's home and its `views/`: members make things there, and nobody renames another's.
+GROUPS_HOME = 0o770 | stat.S_ISGID | stat.S_ISVTX
+_FORMAT_BYTES = 1 << 16  # far more than it has
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -24,11 +29,25 @@ CACHEDIR_TAG = (
 )
 
 
+_HOME = Path()  # stands for: in the home
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The names in one home; nothing here touches the disk."""
+    """The names in one home; nothing here touches the disk.
+
+    Of a home that we may only read, what we note down and the views lie elsewhere, in folders of this user's.
+    """
 
     root: Path
+    notes: Path = _HOME  # what our facts and records lie under
+    views: Path = _HOME  # what our views lie in
+
+    def __post_init__(self) -> None:
+        if self.notes == _HOME:
+            object.__setattr__(self, "notes", self.root)
+        if self.views == _HOME:
+            object.__setattr__(self, "views", self.root / "views")
 
     def blob(self, digest: Digest) -> Path:
         """The name of a blob."""
@@ -48,16 +67,33 @@ class Layout:
 
     def records(self, registry: str) -> Path:
         """Our file (this host's and user's) of the records of one registry."""
-        return self.root / "records" / quote_registry(registry) / f"{disk.writer_name()}.jsonl"
+        return self.notes / "records" / quote_registry(registry) / f"{disk.writer_name()}.jsonl"
 
     @property
     def facts(self) -> Path:
         """Our file (this host's and user's) of facts."""
-        return self.root / "facts" / f"{disk.writer_name()}.jsonl"
+        return self.notes / "facts" / f"{disk.writer_name()}.jsonl"
 
     def view(self, manifest: Digest) -> Path:
         """The folder of the view of one manifest."""
-        return self.root / "views" / manifest.hex
+        return self.views / manifest.hex
+
+    @property
+    def views_apart(self) -> bool:
+        """Whether our views lie in a folder that is this user's alone."""
+        return self.views != self.root / "views"
+
+    def building(self, manifest: Digest) -> Path:
+        """The folder that holds views of one manifest while they are built: on the same disk, with the same owner."""
+        if not self.views_apart:
+            return self.ingest(f"view {manifest.hex}")
+        return self.views / ".ingest" / manifest.hex[:32]
+
+    def old_view(self, manifest: Digest) -> Path:
+        """A new name for a view that is on its way out."""
+        if not self.views_apart:
+            return self.aside(f"view-{manifest.hex}")
+        return self.views / ".aside" / f"view-{manifest.hex}.{secrets.token_hex(4)}"
 
     def lease(self, id: str) -> Path:
         """The folder of one process's lease."""
@@ -119,18 +155,30 @@ def check_uuid(uuid: str) -> str:
     return uuid
 
 
-def prepare(root: Path) -> str:
-    """Make `root` a home if it is not one yet; return its store id.
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What `format.json` says."""
+
+    store: str  # the store's id
+    locks: str = "flock"  # or "lease", where flock does nothing
+
+
+def is_groups(root: Path) -> bool:
+    """Whether a home is a group's: its mode says so, and what is made in it belongs to the group as well."""
+    wanted = stat.S_IWGRP | stat.S_ISGID
+    return root.stat().st_mode & wanted == wanted
+
+
+def prepare(root: Path, *, shared: bool = False) -> Format:
+    """Make `root` a home if it is not one yet (with `shared`: a group's); return what `format.json` says.
 
     Raises:
         UsageError: it is something else: a file, or a folder with other things in it.
         ContentError: it is the home of a newer cas, or `format.json` is damaged.
         NotAllowedError: it cannot be written.
     """
-    try:
-        return _store_id(root)
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError):
+        return read_format(root)
     known = next((folder for folder in root.parents if folder.exists()), root.parent)
     try:
         if not root.exists():
@@ -140,6 +188,8 @@ def prepare(root: Path) -> str:
             raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one")
         elif _is_foreign(root):
             raise UsageError(f"{root} is no store, and holds other things; set CAS_HOME to a folder of its own")
+        if shared or is_groups(root):
+            make_groups(root)
         for name in ("ingest", "views"):
             disk.make_folder(root / name)
             _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
@@ -149,7 +199,26 @@ def prepare(root: Path) -> str:
             disk.sync_names(root, known)
     except OSError as error:
         raise _cannot_make(root, error) from error
-    return _store_id(root)
+    return read_format(root)
+
+
+def make_groups(root: Path) -> None:
+    """Give a home, which may be new, the modes of a group's, and all its folders: none is left for a member to make.
+
+    Raises:
+        NotAllowedError: we are not in the home's group.
+        OSError: it is another user's.
+    """
+    others = root.stat().st_mode & 0o005
+    root.chmod(GROUPS_HOME | others)
+    if not is_groups(root):
+        raise NotAllowedError(
+            f"{root} cannot be made a group's home: you are not in its group; `chgrp` it to one of yours"
+        )
+    disk.share(root)
+    for name in _GROUPS_FOLDERS:
+        disk.make_folder(root / name)
+    (root / "views").chmod(GROUPS_HOME | others)
 
 
 def _is_foreign(root: Path) -> bool:
@@ -166,24 +235,36 @@ def _cannot_make(root: Path, error: OSError) -> CasError:
     return known
 
 
-def _store_id(root: Path) -> str:
+def read_format(root: Path) -> Format:
+    """Return what the `format.json` of a home says.
+
+    Raises:
+        FileNotFoundError: there is none, or it was lost in a power cut: it can be made.
+        UsageError: the home is no folder.
+        ContentError: it is the home of a newer cas, or the file is damaged.
+        NotAllowedError: it cannot be read.
+    """
     path = root / "format.json"
     try:
-        document = json.loads(path.read_bytes())
-        found, store = document["format"], document["store"]
+        document = json.loads(disk.read_file(path, _FORMAT_BYTES))
+        found, store, kind = document["format"], document["store"], document.get("locks", "flock")
     except NotADirectoryError as error:
         raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one") from error
     except PermissionError as error:
         raise NotAllowedError(f"cannot read the store's home {root}; set CAS_HOME to a folder of yours") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # A power cut can leave it empty. Nothing in it is needed to read the store, so it is made again.
         if (root / "blobs").is_dir() or path.stat().st_size == 0:
-            disk.unlink(path)
+            try:
+                disk.unlink(path)
+            except OSError as refused:
+                message = f"{path} is damaged, and only its owner can make it again: with any command of cas"
+                raise NotAllowedError(message) from refused
             raise FileNotFoundError(path) from error
         raise ContentError(f"{path} is damaged; if {root} is a store, delete that file and try again") from error
     if found != FORMAT:
         raise ContentError(f"{root} is a store of format {found!r:.20}; this cas reads {FORMAT}: install a newer cas")
-    return str(store)
+    return Format(str(store), str(kind))
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -101,8 +101,9 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is no plain file, or cannot be read.
     """
-    with open(path, "rb") as file:
+    with open(disk.open_file(path), "rb") as file:
         file.seek(start)
         offset = start
         while raw := file.readline(MAX_LINE):

@@ -58,7 +58,7 @@ class Records:
         before = _size(path)
         lines.append(path, payloads, durable=durable, may_move=True)
         if durable:
-            disk.sync_names(path.parent, self._layout.root)
+            disk.sync_names(path.parent, self._layout.notes)
         if compaction.is_time_to_look(before, _size(path)):
             self.compact(registry, unless_needed=True)
 
@@ -67,10 +67,7 @@ class Records:
         path = self._layout.records(registry)
         try:
             mine = compaction.own_files(path)
-            root = self._layout.root
-            if unless_needed and sum(map(_size, mine)) < 2 * self._index.live_bytes(
-                [str(one.relative_to(root)) for one in mine]
-            ):
+            if unless_needed and sum(map(_size, mine)) < 2 * self._index.live_bytes(mine):
                 return
             compaction.compact(path)
         except OSError as error:  # what was to be written is written

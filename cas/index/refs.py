@@ -15,7 +15,8 @@ from cas.errors import ContentError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.layout import Layout, check_uuid, unquote_registry
-from cas.index.manifest import FileEntry, Manifest
+from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
+from cas.index.owners import Owners
 from cas.index.paths import RelativePath
 
 log = logging.getLogger("cas.index")
@@ -24,8 +25,10 @@ log = logging.getLogger("cas.index")
 class Refs:
     """The refs and manifests of one home."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, owners: Owners, *, read_only: bool = False) -> None:
         self._layout = layout
+        self._owners = owners
+        self._read_only = read_only
 
     # --- manifests -------------------------------------------------------------------------------------------
 
@@ -51,12 +54,18 @@ class Refs:
         """Return a manifest, or None if it is not here; a damaged one goes aside and is not here."""
         path = self._layout.manifest(digest)
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+            data = disk.read_file(path, MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
             held = self._bring_back(digest)
             return None if held is None else Manifest.parse(held)
-        if Digest.of(data) == digest:
-            return Manifest.parse(data)
+        except OSError as error:  # as bad as a damaged one
+            log.warning("manifest %s cannot be read: %s", digest, error)
+        else:
+            if Digest.of(data) == digest:
+                return Manifest.parse(data)
+        if self._read_only:
+            log.warning("manifest %s is damaged, in %s", digest, self._layout.root)
+            return None
         away = self._layout.aside(f"{digest.hex}.json")
         try:
             disk.make_folder(away.parent)
@@ -71,7 +80,7 @@ class Refs:
         """Give a manifest its name back that a killed removal left in `aside/`."""
         for held in sorted((self._layout.root / "aside").glob(f"{digest.hex}.json.*")):
             with contextlib.suppress(OSError):
-                data = held.read_bytes()
+                data = disk.read_file(held, MAX_BYTES)
                 if Digest.of(data) == digest:
                     with contextlib.suppress(OSError):
                         disk.make_folder(self._layout.manifest(digest).parent)
@@ -123,9 +132,9 @@ class Refs:
             log.debug("%s is not empty, or gone", folder)
         return len(names)
 
-    def of(self, registry: str, uuid: str) -> list[Digest]:
-        """Return the manifests of a checkpoint, the oldest ref first."""
-        return self._names(self._layout.refs(registry, uuid))
+    def of(self, registry: str, uuid: str, *, ours: bool = False) -> list[Digest]:
+        """Return the manifests of a checkpoint, the oldest ref first; with `ours`, not what another member said."""
+        return self._names(self._layout.refs(registry, uuid), ours=ours)
 
     def registries(self, uuid: str) -> list[str]:
         """Return the registries that have refs of a checkpoint, in order of name."""
@@ -140,16 +149,19 @@ class Refs:
             for uuid in disk.names(folder / registry):
                 yield unquote_registry(registry), uuid, self._names(folder / registry / uuid)
 
-    def _names(self, folder: Path) -> list[Digest]:
+    def _names(self, folder: Path, *, ours: bool = False) -> list[Digest]:
         found = []
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    try:
-                        found.append((entry.stat().st_mtime_ns, Digest(entry.name)))
-                    except (ContentError, FileNotFoundError):
-                        continue
+                    with contextlib.suppress(ContentError, FileNotFoundError):
+                        stat, digest = entry.stat(follow_symlinks=False), Digest(entry.name)
+                        if not ours or self._owners.believe(stat):
+                            found.append((stat.st_mtime_ns, digest))
         except (FileNotFoundError, NotADirectoryError):
+            return []
+        except PermissionError as error:  # a folder that a colleague closed
+            log.warning("%s cannot be read, so what it says is not known: %s", folder, error.strerror)
             return []
         return [digest for _, digest in sorted(found)]
 

@@ -20,12 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 import xxhash
 
 from cas.index import disk, lines
-from cas.index.layout import unquote_registry
+from cas.index.layout import Layout, unquote_registry
+from cas.index.owners import Owners
 from cas.index.sqlschema import BRIEF, MAX_BRIEF, SCHEMA, VERSION
 
 log = logging.getLogger("cas.index")
@@ -37,6 +39,7 @@ UNTOUCHED = 1_000_000_000 * 10**9  # nanoseconds since 1970, a day in 2001: the 
 _ATTEMPTS = 3  # the file that was there, a fresh file, memory
 _MAX_LOST = 6  # files that one process loses before it keeps its index in memory
 _MOVES = 20  # times in a row that files of records are renamed while they are read
+_MAX_COLLEAGUES = 1 << 30  # bytes of a colleague's file of records: a larger one is no honest one, and is not read
 _OLD = 86_400  # seconds after which an unfinished index is one of a killed process
 
 Sources = Mapping[str, tuple[str, int]]  # path below the home -> inode, size
@@ -49,9 +52,15 @@ class _DamagedIndexError(Exception):
 class SqlIndex:
     """Facts by key, and records by registry, kind, id and parent; safe for threads and after a fork."""
 
-    def __init__(self, root: Path, store_id: str) -> None:
-        self._root = root
+    def __init__(
+        self, layout: Layout, store_id: str, owners: Owners, *, folder: Path | None, shared: bool = False
+    ) -> None:
+        self._layout = layout
+        self._root = layout.root
         self._store_id = store_id
+        self._owners = owners
+        self._folder = folder  # of the index's file; None: it is kept in memory
+        self._shared = shared  # the records of all members count
         self._by_pid: dict[int, _Connection] = {}  # one inherited through a fork is kept open, but never used
 
     # --- questions -----------------------------------------------------------------------------------------
@@ -132,10 +141,10 @@ class SqlIndex:
         row = database.execute(query, (registry, kind, id)).fetchone()
         return None if row is None else _payload(row[0])
 
-    def live_bytes(self, names: Iterable[str]) -> int:
-        """Return how many bytes of some files of records (paths below the home) are lines that count."""
+    def live_bytes(self, files: Iterable[Path]) -> int:
+        """Return how many bytes of some files of records are lines that count."""
         query = "SELECT sum(length(line)) FROM record WHERE source = (SELECT id FROM source WHERE path = ?)"
-        wanted = [name for name in names if _is_unicode(name)]
+        wanted = [name for name in map(self._name_of, files) if _is_unicode(name)]
         return self._ask(lambda database: sum(database.execute(query, (one,)).fetchone()[0] or 0 for one in wanted))
 
     def close(self) -> None:
@@ -178,8 +187,8 @@ class SqlIndex:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _open(self, connection: _Connection, *, memory: bool) -> None:
-        if not memory and disk.boot_id() is not None:
-            for path in self._files():
+        if not memory and self._folder is not None and disk.boot_id() is not None:
+            for path in self._files(self._folder):
                 try:
                     self._connect(connection, path)
                     return
@@ -187,7 +196,7 @@ class SqlIndex:
                     log.info("%s is not used: %s", path.name, error)
                     connection.discard()
             try:
-                self._connect(connection, self._make())
+                self._connect(connection, self._make(self._folder))
                 return
             except (OSError, sqlite3.Error, _DamagedIndexError) as error:
                 log.info("the index is kept in memory: %s", error)
@@ -196,22 +205,24 @@ class SqlIndex:
         with connection.writing() as database:
             self._create(database)
 
-    def _files(self) -> list[Path]:
+    def _files(self, folder: Path) -> list[Path]:
         """Return the index files that are ours; what another user made is left to that user."""
         found = []
-        for path in sorted(self._root.glob(f"index-{VERSION}-*.sqlite3")):
+        for path in sorted(folder.glob(f"index-{VERSION}-*.sqlite3")):
             with contextlib.suppress(OSError):
-                if _is_own(path.stat()):
+                if disk.is_ours(path.stat()):
                     found.append(path)
         return found
 
-    def _make(self) -> Path:
+    def _make(self, folder: Path) -> Path:
         """Make an index of everything in the plain files; it gets its name when it is complete."""
-        for old in self._root.glob(f"index-{VERSION}-*.new"):
+        if folder != self._root:
+            disk.make_folder(folder, 0o700)
+        for old in folder.glob(f"index-{VERSION}-*.new"):
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > _OLD:
                     _remove(old)
-        new = self._root / f"index-{VERSION}-{secrets.token_hex(4)}.new"
+        new = folder / f"index-{VERSION}-{secrets.token_hex(4)}.new"
         maker = _Connection()
         try:
             maker.open(new)
@@ -265,16 +276,31 @@ class SqlIndex:
                 return
 
     def _sources(self) -> Sources:
-        """Return the files of facts and records that count: what another user wrote proves nothing (invariant 4)."""
+        """Return the files of facts and records that count, by their path below the home (elsewhere: absolute).
+
+        What another user wrote proves nothing (invariant 4). But in a group's store everybody adds to the catalog.
+        """
         found = {}
-        for folder in ["facts", *(f"records/{name}" for name in disk.names(self._root / "records"))]:
-            for name in disk.names(self._root / folder):
-                if name.endswith(".jsonl"):
-                    with contextlib.suppress(OSError):
-                        stat = os.stat(self._root / folder / name)
-                        if _is_own(stat) or stat.st_uid == 0:
-                            found[f"{folder}/{name}"] = (str(stat.st_ino), stat.st_size)
+        for base in dict.fromkeys((self._root, self._layout.notes)):
+            for folder in ["facts", *(f"records/{name}" for name in disk.names(base / "records"))]:
+                for name in disk.names(base / folder):
+                    if name.endswith(".jsonl"):
+                        with contextlib.suppress(OSError):
+                            path = base / folder / name
+                            stat = os.lstat(path)
+                            if self._counts(path, stat, is_record=folder != "facts"):
+                                found[self._name_of(path)] = (str(stat.st_ino), stat.st_size)
         return found
+
+    def _name_of(self, file: Path) -> str:
+        return os.fspath(file.relative_to(self._root) if file.is_relative_to(self._root) else file)
+
+    def _counts(self, path: Path, stat: os.stat_result, *, is_record: bool) -> bool:
+        if self._owners.believe(stat):
+            return True
+        if not (self._shared and is_record and S_ISREG(stat.st_mode) and stat.st_size <= _MAX_COLLEAGUES):
+            return False
+        return os.access(path, os.R_OK)
 
     def _follow_all(self, database: sqlite3.Connection, sources: Sources) -> None:
         for name, (_, inode, offset) in _known(database).items():
@@ -487,13 +513,14 @@ def _members(briefs: list[bytes]) -> list[Any]:
 
 
 def _registry_of(name: str) -> str | None:
-    """Return the registry that a file of records (a path below the home) is about; None of a file of facts."""
-    return unquote_registry(name.split("/")[1]) if name.startswith("records/") else None
+    """Return the registry that a file of records is about; None of a file of facts."""
+    folder = Path(name).parent
+    return unquote_registry(folder.name) if folder.parent.name == "records" else None
 
 
 def _forget(database: sqlite3.Connection, name: str) -> None:
     row = database.execute("SELECT id FROM source WHERE path = ?", (name,)).fetchone()
-    if name.startswith("records/"):
+    if _registry_of(name) is not None:
         # An older line of another file may be the last one now: read all files of this registry again.
         registry = _registry_of(name)
         database.execute("DELETE FROM record WHERE registry = ?", (registry,))
@@ -512,10 +539,6 @@ def _payload(raw: object) -> dict[str, Any] | None:
 
 
 # --- files ---------------------------------------------------------------------------------------------------
-
-
-def _is_own(stat: os.stat_result) -> bool:
-    return not hasattr(os, "geteuid") or stat.st_uid == os.geteuid()
 
 
 def _remove(path: Path) -> None:

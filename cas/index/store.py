@@ -7,21 +7,25 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from cas.config import Network, Settings, Shared
 from cas.errors import CasError, ContentError
 from cas.index import blobs as blobs_module
-from cas.index import disk, locks, refs
+from cas.index import disk, locks, place, refs
 from cas.index.blobs import Blobs
 from cas.index.chunkstore import Chunks
 from cas.index.digest import Digest
 from cas.index.doors import door
 from cas.index.facts import Facts
 from cas.index.ingest import Follower, Ingest, Staging
-from cas.index.layout import Layout, prepare
+from cas.index.layout import Layout, is_groups, prepare
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
 from cas.index.manifest import Manifest
 from cas.index.marks import Pins, Uses
+from cas.index.owners import Owners
+from cas.index.probe import file_system, is_network
 from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
@@ -35,21 +39,39 @@ STALL = 60.0  # seconds without progress after which a lock is no longer waited 
 class Store:
     """One home. Opening it is cheap; it may be shared by threads and used after a fork.
 
+    Args:
+        home: the folder; made if it does not exist.
+        stall: seconds without progress after which a lock is no longer waited for.
+        shared: make it a group's store, if it is made now; one that is there is what its mode says.
+        network: whether the home is on a network file system; default: as its mount says.
+
     Raises:
         NotAllowedError: the home cannot be made or read.
         ContentError: it is a newer cas' store.
     """
 
-    def __init__(self, home: Path, *, stall: float = STALL) -> None:
+    def __init__(
+        self, home: Path, *, stall: float = STALL, shared: bool = False, network: Network = Network.AUTO
+    ) -> None:
         self.home = home.absolute()
         self.stall = stall
-        self.id = prepare(self.home)
-        self.layout = Layout(self.home)
-        self.index = SqlIndex(self.home, self.id)
+        self.format = prepare(self.home, shared=shared)
+        self.id = self.format.store
+        self.read_only = not disk.is_writable(self.home)
+        self.shared = is_groups(self.home)
+        self.on_network = _is_on_network(self.home, network)
+        if self.shared:
+            disk.share(self.home)
+        self.owners = Owners.of(self.home)
+        self.layout = self._lay_out()
+        self.index = SqlIndex(
+            self.layout, self.id, self.owners, folder=self._index_folder(), shared=self.shared and not self.read_only
+        )
         self.facts = Facts(self.layout, self.index)
         self.records = Records(self.layout, self.index)
-        self.blobs = Blobs(self.layout, self.facts)
-        self.refs = Refs(self.layout)
+        safety = {"network": self.on_network, "read_only": self.read_only}
+        self.blobs = Blobs(self.layout, self.facts, self.owners, **safety)
+        self.refs = Refs(self.layout, self.owners, read_only=self.read_only)
         self.chunks = Chunks(self.layout)
         self.leases = Leases(self.layout)
         self.pins = Pins(self.layout)
@@ -58,11 +80,39 @@ class Store:
         self.blobs.on_new(self.chunks.note_parts)
         self._sealer = Sealer(self.blobs)
 
+    def _lay_out(self) -> Layout:
+        if self.read_only:
+            kept, temporary = place.kept(self.id, self.home), place.temporary(self.id, self.home)
+            views = temporary / "views" if temporary is not None else self.home / "views"
+            return Layout(self.home, kept or self.home, views)
+        if self.shared:  # what another member made proves nothing: everybody has views of their own
+            return Layout(self.home, views=self._own_views())
+        return Layout(self.home)
+
+    def _own_views(self) -> Path:
+        views = self.home / "views" / str(os.geteuid())
+        with contextlib.suppress(OSError):
+            if place.is_private(views, make=True, mode=0o755):
+                return views
+        temporary = place.temporary(self.id, self.home)
+        log.warning("%s is another user's, or others may write there: views are made in %s", views, temporary)
+        return temporary / "views" if temporary is not None else views
+
+    def _index_folder(self) -> Path | None:
+        """Return where the index lies: never where another user could touch it, or another host."""
+        if self.read_only or self.shared or self.on_network:
+            return place.kept(self.id, self.home)
+        return self.home
+
     # --- bytes in ------------------------------------------------------------------------------------------
 
     def staging(self, key: str) -> Staging:
         """Make a folder of our own for the partial files of one piece of work, named by `key`."""
         return Staging(self.layout.ingest(key), self.blobs)
+
+    def building(self, manifest: Digest) -> Staging:
+        """Make a folder of our own in which a view is built."""
+        return Staging(self.layout.building(manifest), self.blobs)
 
     @contextlib.contextmanager
     def ingest(self, *, expected_size: int | None = None, followers: tuple[Follower, ...] = ()) -> Iterator[Ingest]:
@@ -124,9 +174,16 @@ class Store:
         """
         check_uuid(uuid)
         names = dict.fromkeys([registry, "local", *self.refs.registries(uuid)])
+        if self.shared:  # what we brought ourselves, no other member changes
+            ours = self._join(names, uuid, ours=True)
+            if ours is not None and ours.complete:
+                return ours
+        return self._join(names, uuid)
+
+    def _join(self, names: Iterable[str], uuid: str, *, ours: bool = False) -> Manifest | None:
         best: Manifest | None = None
         for name in names:
-            found = [manifest for digest in self.refs.of(name, uuid) if (manifest := self.refs.get(digest))]
+            found = [manifest for digest in self.refs.of(name, uuid, ours=ours) if (manifest := self.refs.get(digest))]
             joined = refs.union(found)
             if joined is not None and joined.complete:
                 return joined
@@ -135,22 +192,26 @@ class Store:
 
     def absent(self, manifest: Manifest) -> list[Digest]:
         """Return the digests of a manifest whose blobs are not here."""
-        wanted = dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
-        return [digest for digest in wanted if not self.layout.blob(digest).exists() and not self.has(digest)]
+        wanted = {entry.digest: entry.size for entry in manifest.files if entry.digest is not None}
+        return [
+            digest
+            for digest, size in wanted.items()
+            if not self.layout.blob(digest).exists() and not self.has(digest, size)
+        ]
 
-    def has(self, digest: Digest) -> bool:
-        """Whether a blob is here and can be believed; it is hashed if no usable fact says so."""
-        return self.blobs.locate(digest) is not None
+    def has(self, digest: Digest, size: int | None = None) -> bool:
+        """Whether a blob (of this size) is here and can be believed; it is hashed if no usable fact says so."""
+        return self.blobs.locate(digest, size) is not None
 
     def drop_view(self, manifest: Digest) -> None:
         """Take the view of a manifest away, also from who is inside: it is wrong. Whoever wants one makes it again."""
         with door(self.layout.view(manifest)) as found:
             if found is not None and found.close():
-                found.empty(self.layout.aside(f"view-{manifest.hex}"))
+                found.empty(self.layout.old_view(manifest))
 
     def _drop_views_of(self, digest: Digest) -> None:
         """Take the views away that may link to a bad file (invariant 5)."""
-        for name in disk.names(self.home / "views"):
+        for name in disk.names(self.layout.views):
             with contextlib.suppress(ContentError):
                 manifest = Digest(name)
                 if self._needs(manifest, digest):
@@ -206,15 +267,32 @@ def explained(doing: str) -> Iterator[None]:
         raise
 
 
+def _is_on_network(home: Path, network: Network) -> bool:
+    if network is not Network.AUTO:
+        return network is Network.YES
+    return is_network(file_system(home))
+
+
 _stores_lock = locks.ThreadLock()
 _stores: dict[tuple[int, Path], Store] = {}
 
 
-def open_store(home: Path, *, stall: float = STALL) -> Store:
+def open_store(home: Path, *, stall: float = STALL, settings: Settings | None = None) -> Store:
     """Return this process's store of a home; the same object each time."""
     key = (os.getpid(), home.absolute())
     with _stores_lock:
         if key not in _stores or not (home / "format.json").exists():
-            _stores[key] = Store(home)
+            _stores[key] = Store(home, **_options(settings))
         _stores[key].stall = stall
         return _stores[key]
+
+
+def _options(settings: Settings | None) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    return {"shared": settings.shared is Shared.GROUP, "network": settings.network}
+
+
+def store_of(settings: Settings) -> Store:
+    """Return this process's store as the settings say: its home, how to wait, what lies below it."""
+    return open_store(settings.home, stall=settings.lock_stall, settings=settings)

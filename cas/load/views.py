@@ -29,6 +29,7 @@ from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
 from cas.index.manifest import FileEntry, Manifest
+from cas.index.probe import file_system
 from cas.index.store import Store, explained
 from cas.load.names import check_names
 
@@ -40,6 +41,7 @@ log = logging.getLogger("cas.load")
 SMALL = 4096
 
 _FORMAT = 1
+_OVERLAYS = ("overlay", "fuse.fuse-overlayfs")
 _ATTEMPTS = 5  # to publish, while other processes publish and remove the same view
 
 
@@ -83,7 +85,7 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
         return found
     with explained(f"cannot make a view in {store.home}"):
         blobs = _find_blobs(store, manifest)
-        staging = store.staging(f"view {manifest.digest.hex}")
+        staging = store.building(manifest.digest)
         try:
             found = _renew(store, manifest.digest, staging.folder)
             if found is None:
@@ -131,7 +133,7 @@ def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
         if entry.digest is None:
             unknown.append(entry.path)
         elif entry.digest not in found and entry.digest not in absent:
-            path = store.blobs.locate(entry.digest)
+            path = store.blobs.locate(entry.digest, entry.size)
             if path is None:
                 absent[entry.digest] = entry.path
             else:
@@ -155,12 +157,13 @@ class _File:
 
     def to_json(self) -> list[Any]:
         signature = self.signature
-        return [self.path, self.kind, signature.size, signature.mtime_ns, signature.inode, self.hex]
+        changed = [signature.changed] if signature.changed else []
+        return [self.path, self.kind, signature.size, signature.mtime_ns, signature.inode, self.hex, *changed]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> _File:
-        path, kind, size, mtime, inode, hex = data
-        return cls(path, kind, Signature(size, mtime, inode), hex)
+        path, kind, size, mtime, inode, hex, *changed = data
+        return cls(path, kind, Signature(size, mtime, inode, *changed), hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +214,7 @@ class _Stamp:
                     return False
             for file in self.files:
                 path = f"{root}/{file.path}"
-                if Signature.of(os.stat(path)) != file.signature:
+                if store.owners.signature(os.stat(path)) != file.signature:
                     return False
                 if file.kind == "copy":
                     if hashing and Digest.of_file(path).hex != file.hex:
@@ -235,13 +238,13 @@ class _Stamp:
 def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Path], folder: Path) -> _Stamp:
     """Make the whole view in a folder of ours, and its stamp."""
     tree = folder / "tree"
-    disk.make_folder(tree)
+    disk.make_folder(tree, 0o755)
     check_names([*(entry.path for entry in manifest.files), *manifest.directories], folder)
     names = {parent for entry in manifest.files for parent in entry.path.parents}
     names |= {parent for directory in manifest.directories for parent in (*directory.parents, directory)}
     for name in sorted(names):
-        disk.make_folder(tree / name)
-    linker = _Linker(store, blobs, symlinks=_on_overlay(store.home))
+        disk.make_folder(tree / name, 0o755)
+    linker = _Linker(store, blobs, store.layout.view(manifest.digest) / "tree", symlinks=_only_symlinks(store))
     files = tuple(linker.add(tree, entry) for entry in manifest.files)
     folders = {}
     for name in sorted(names, reverse=True):  # the innermost first: in a closed folder nothing can be made
@@ -264,9 +267,10 @@ def _close(folder: Path) -> int:
 class _Linker:
     """Puts files into a view, each in the way that this disk allows."""
 
-    def __init__(self, store: Store, blobs: dict[Digest, Path], *, symlinks: bool) -> None:
+    def __init__(self, store: Store, blobs: dict[Digest, Path], final: Path, *, symlinks: bool) -> None:
         self._store = store
         self._blobs = blobs
+        self._final = final  # where the tree will lie
         self._symlinks = symlinks
 
     def add(self, tree: Path, entry: FileEntry) -> _File:
@@ -279,12 +283,12 @@ class _Linker:
             elif entry.executable:
                 kind = _copy_large(blob, path, 0o555)
             else:
-                kind = self._link(blob, path, depth=entry.path.count("/"))
+                kind = self._link(blob, path, self._final / entry.path)
             # The view moves before it is used, so a symlink leads nowhere yet: its target's stat is the blob's.
             found = os.stat(blob if kind == "symlink" else path)
         except FileNotFoundError as error:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
-        return _File(entry.path, kind, Signature.of(found), entry.digest.hex)
+        return _File(entry.path, kind, self._store.owners.signature(found), entry.digest.hex)
 
     def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> str:
         data = blob.read_bytes()
@@ -299,7 +303,7 @@ class _Linker:
             os.close(fd)
         return "copy"
 
-    def _link(self, blob: Path, path: Path, *, depth: int) -> str:
+    def _link(self, blob: Path, path: Path, final: Path) -> str:
         if not self._symlinks:
             try:
                 disk.link(blob, path)
@@ -307,9 +311,16 @@ class _Linker:
             except OSError as error:
                 if not disk.is_link_refusal(error):
                     raise
-                self._symlinks = error.errno != errno.EMLINK  # that is one blob's limit, not the disk's
-        disk.symlink("../" * (depth + 3) + f"blobs/{blob.parent.name}/{blob.name}", path)
+                # One blob's limit, or one colleague's blob (fs.protected_hardlinks), says nothing of the next.
+                self._symlinks = error.errno not in (errno.EMLINK, errno.EPERM)
+        disk.symlink(self._way(blob, final), path)
         return "symlink"
+
+    def _way(self, blob: Path, final: Path) -> str:
+        """Return what a symlink to a blob says: within a home the relative way, so that the home can be moved."""
+        if final.is_relative_to(self._store.home):
+            return os.path.relpath(blob, final.parent)
+        return os.fspath(blob)
 
 
 def _copy_large(blob: Path, path: Path, mode: int) -> str:
@@ -339,20 +350,11 @@ def _all_sealed(store: Store, files: tuple[_File, ...]) -> bool:
     )
 
 
-def _on_overlay(path: Path) -> bool:
-    """Whether a path lies on an overlay file system, where linking to a lower layer's file copies it."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    wanted = path.resolve()
-    best, kind = -1, ""
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        point = Path(fields.split(" ")[4].encode().decode("unicode_escape", errors="replace"))
-        if wanted.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), rest.split(" ")[0]
-    return kind in ("overlay", "fuse.fuse-overlayfs")
+def _only_symlinks(store: Store) -> bool:
+    """Whether hard links are not even tried: where we may only read, and on an overlay, where linking to a lower
+    layer's file copies it.
+    """
+    return store.read_only or file_system(store.home) in _OVERLAYS
 
 
 # --- publishing ------------------------------------------------------------------------------------------------

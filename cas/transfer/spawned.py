@@ -25,7 +25,7 @@ from cas.index.digest import Digest
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
 from cas.index.space import Destination
-from cas.index.store import Store, open_store
+from cas.index.store import Store, store_of
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.progress import Advance, Drawer
 from cas.transfer.session import OnFile
@@ -137,7 +137,13 @@ def _error(data: Mapping[str, Any]) -> CasError:
 
 def _settings_to_json(settings: Settings) -> dict[str, Any]:
     values = {one.name: getattr(settings, one.name) for one in fields(settings)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --- in the spawned process --------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def work(task: Mapping[str, Any]) -> None:
     logging.basicConfig(level=task["settings"]["log_level"])
     settings = Settings(home=Path(task["settings"]["home"])).but(**task["settings"])
     remote = remote_for_recipe(task["recipe"], settings)
-    store = open_store(settings.home)
+    store = store_of(settings)
     there = task["destination"] and Destination(Path(task["destination"][0]), task["destination"][1])
     options: dict[str, Any] = {
         "settings": settings,
