@@ -35,6 +35,7 @@ COPY_WINDOW = 64 << 20  # bytes per copy_file_range call: long enough to be chea
 
 _RACES = 20  # how often in a row a race with another process is tried again
 
+_NOT_OURS = "is another user's, or no plain file; move it away"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _PRIVATE_TO_WRITERS = 0o750  # of a group's store: a folder that others may look into, and nothing more
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
@@ -158,10 +159,14 @@ def open_append(path: Path, mode: int = 0o644) -> int:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path)) from error
+        raise
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or not is_ours(found):
         os.close(fd)
-        raise PermissionError(errno.EPERM, "is another user's, or no plain file; move it away", os.fspath(path))
+        raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path))
     _show_to_group(fd, path, mode)
     return fd
 
