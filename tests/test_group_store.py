@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from stores import OTHER_UUID, UUID, damage, manifest_of, tagged
+from stores import OTHER_UUID, UUID, manifest_of, tagged
 from users import ANNA, BOB, TEAM, as_user
 
 from cas.config import Settings, Shared
