@@ -18,7 +18,7 @@ from cas.index.digest import Digest
 
 FORMAT = 1
 _FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "chunks", "ingest", "views"}
-_GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins")
+_GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins", "used")
 # A group's home and its `views/`: members make things there, and nobody renames another's.
 GROUPS_HOME = 0o770 | stat.S_ISGID | stat.S_ISVTX
 _FORMAT_BYTES = 1 << 16  # far more than it has

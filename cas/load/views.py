@@ -398,7 +398,7 @@ def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewRe
                     store.leases.leave(digest)
                     return found
                 if other is not None and other.close():  # it was closed, or is wrong
-                    other.empty(store.layout.aside(f"view-{digest.hex}"))
+                    other.empty(store.layout.old_view(digest))
     except BaseException:
         store.leases.leave(digest)
         raise
