@@ -21,6 +21,7 @@ from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
 from cas.index.store import Store, store_of
+from cas.job import agree, fetch_together, group_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
 from cas.load.placing import OWN, LinkReport
@@ -217,6 +218,7 @@ class Checkpoint:
         tags: list[str] | None = None,
         *,
         trust: Trust | str | None = None,
+        process_group: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Load the model with its framework's own loader: a `torch.nn.Module`, or a TensorFlow trackable.
@@ -228,6 +230,8 @@ class Checkpoint:
             path: see `download`.
             tags: of the graph in a SavedModel; default `["serve"]`.
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
+            process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
+                hosts fetch the files together first, see `share`.
 
         Raises:
             NotFoundError: no model is in it, or its code needs a module that is not installed.
@@ -236,6 +240,8 @@ class Checkpoint:
             CasError: its framework is not installed.
         """
         policy = self.settings.but(trust=trust).trust
+        if process_group is not None and process_group is not False:
+            self.share(process_group)
         if path is not None:
             folder = Path(self.download(path))
             return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=False, **kwargs)
@@ -250,6 +256,47 @@ class Checkpoint:
             raise
         finally:
             leave()
+
+    def share(self, process_group: Any = None) -> None:
+        """Bring the files to every host of a job; call it on every rank. Then `view`, `load`, `download` find them.
+
+        Each host reads its share of what is missing from the origin, and the group exchanges the rest: N hosts cost the
+        origin one checkpoint, not N. The first rank's checkpoint counts; the others become the same.
+
+        Args:
+            process_group: of `torch.distributed`; default: the job's default one.
+
+        Raises:
+            UsageError: torch.distributed is not initialized.
+            PeerError: another rank failed or does not answer; no rank goes on alone.
+            CasError: this rank failed; the others were told.
+        """
+        group = group_of(process_group, self.settings)
+        self.record = agree(group, lambda: self.record)
+        self._require_downloadable()
+        with self.store.leases.claim(self.uuid):
+            self.pull_report = fetch_together(self.store, Origin(self.record, self.settings, self._master), group)
+
+    @classmethod
+    def agreed(
+        cls, choose: Callable[[], Checkpoint], process_group: Any = None, *, settings: Settings | None = None
+    ) -> Checkpoint:
+        """Let the first rank of a job choose, and return the same checkpoint on every rank.
+
+            checkpoint = Checkpoint.agreed(lambda: Determined().get_experiment(7).top_checkpoint())
+
+        Args:
+            choose: called on the first rank only: one question to the master, and one answer for all.
+            process_group: of `torch.distributed`; default: the job's default one.
+            settings: default `Settings.load()`.
+
+        Raises:
+            UsageError: torch.distributed is not initialized.
+            PeerError: the first rank could not choose; the message says why.
+            CasError: this is the first rank, and it could not.
+        """
+        chosen = settings or Settings.load()
+        return cls(agree(group_of(process_group, chosen), lambda: choose().record), settings=chosen)
 
     @staticmethod
     def load_from_path(

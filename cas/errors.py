@@ -17,6 +17,7 @@
     ├── NotAllowedError           8  credentials or permissions are missing
     │   └── AuthenticationError   8  a master refused the login or the token
     ├── UnsafeContentError        9  a pickle or code that the trust policy does not allow to run
+    ├── PeerError                 1  another rank of the job failed, or does not answer
     ├── MasterError               1  a master answered with an error or with something that is no answer
     └── RemoteError               1  a remote answered with an error
         ├── TransientRemoteError  1  worth another try: the one type that retries look at
@@ -45,6 +46,7 @@ __all__ = [
     "NotAllowedError",
     "NotFoundError",
     "OfflineError",
+    "PeerError",
     "RemoteError",
     "TransientRemoteError",
     "UnsafeContentError",
@@ -145,6 +147,10 @@ class UnsafeContentError(CasError):
     """A pickle or code that the trust policy does not allow to run."""
 
     exit_code = 9
+
+
+class PeerError(CasError):
+    """Another rank of the job failed, or does not answer: no rank goes on alone."""
 
 
 class MasterError(CasError):

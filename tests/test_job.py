@@ -1,0 +1,255 @@
+"""Many hosts, one job: real torch.distributed ranks with homes of their own, and a real S3 server that is counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mounts import tmpfs
+from proxy import Proxy, counting
+from s3_server import S3Server, free_ports
+from stores import OTHER_UUID, ROOT, UUID, lies, uuid
+
+from cas.index.check import check
+from cas.index.store import Store
+
+pytestmark = [pytest.mark.s3, pytest.mark.torch, pytest.mark.slow]
+
+MIB = 1 << 20
+REGISTRY = "http://m"
+RANK = """
+import json, os, sys, time
+from datetime import timedelta
+from pathlib import Path
+rank, size, port, home, storage, scenario, folder = sys.argv[1:]
+rank, size, folder = int(rank), int(size), Path(folder)
+import torch.distributed as dist
+from cas.checkpoint import Checkpoint
+from cas.config import Settings
+from cas.errors import CasError
+from cas.registry.records import CheckpointRecord
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+settings = Settings.load(home=home, timeout=2, progress="off")
+
+def checkpoint(uuid, stored=True):
+    config = {"checkpoint_storage": json.loads(storage)} if stored else {}
+    record = CheckpointRecord(registry="http://m", uuid=uuid, experiment_config=config)
+    return Checkpoint(record, settings=settings)
+
+def say(**told):
+    print(json.dumps(told), flush=True)
+
+began = time.monotonic()
+try:
+    exec(scenario)
+except CasError as error:
+    say(error=type(error).__name__, text=str(error), seconds=time.monotonic() - began)
+os._exit(0)  # without waiting for peers that are gone
+"""
+
+
+class Job:
+    """The ranks of one job; `homes` gives each rank's."""
+
+    def __init__(self, homes: list[Path], storage: dict[str, Any], scenario: str, folder: Path) -> None:
+        port = free_ports(1)[0]
+        path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+        self.children = []
+        for rank, home in enumerate(homes):
+            words = [rank, len(homes), port, home, json.dumps(storage), scenario, folder]
+            self.children.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", RANK, *map(str, words)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                )
+            )
+
+    def told(self, rank: int, *, timeout: float = 120) -> list[dict[str, Any]]:
+        """What a rank said, once it has ended."""
+        out, err = self.children[rank].communicate(timeout=timeout)
+        assert self.children[rank].returncode == 0, err
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    def end(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+            child.communicate()
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    jobs: list[Job] = []
+
+    def run(homes: list[Path], storage: dict[str, Any], scenario: str) -> Job:
+        jobs.append(Job(homes, storage, scenario, tmp_path))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.end()
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    with counting(s3_server) as running:
+        yield running
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    rng = random.Random(3)
+    small = {f"code/{number}.py": rng.randbytes(number * 37) for number in range(20)}
+    return {"model.pth": rng.randbytes(50 * MIB + 11), "optimizer.pth": rng.randbytes(17 * MIB + 5), **small}
+
+
+@pytest.fixture
+def storage(
+    proxy: Proxy, bucket: str, upload: Callable[..., None], files: dict[str, bytes]
+) -> Callable[[], dict[str, Any]]:
+    upload({f"{UUID}/{name}": data for name, data in files.items()})
+    return lambda: proxy.server.storage(bucket)
+
+
+TOGETHER = f"""
+shared = checkpoint("{UUID}")
+shared.share()
+dist.barrier()
+report = shared.pull_report
+say(uuid=shared.uuid, files=len(list(shared.view().rglob("*.p*"))), leads=report is not None)
+other = checkpoint("{UUID}" if rank == 0 else "{OTHER_UUID}")  # the ranks chose differently
+other.share(dist.group.WORLD)
+say(uuid=other.uuid, again=other.pull_report.files_fetched if other.pull_report else 0)
+"""
+
+
+def test_three_hosts_cost_the_origin_one_checkpoint(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    homes = [tmp_path / name for name in ("a", "a", "b", "c")]  # the first two ranks share a host
+    job = start(homes, storage(), TOGETHER)
+
+    told = [job.told(rank) for rank in range(4)]
+
+    assert [one[0] for one in told] == [
+        {"uuid": UUID, "files": len(files), "leads": leads} for leads in (True, False, True, True)
+    ]
+    assert [one[1] for one in told] == [{"uuid": UUID, "again": 0}] * 4  # the first rank's choice is everybody's
+    assert proxy.bodies() == sum(map(len, files.values()))
+    for home in set(homes):
+        store = Store(home)
+        manifest = store.resolve(REGISTRY, UUID)
+        assert manifest is not None
+        assert {str(one.path): store.blobs.read(one.digest) for one in manifest.files if one.digest} == files
+        assert check(store, deep=True).damage == ()
+        assert not list(home.glob("ingest/*/*/*.data"))
+
+
+def test_what_one_host_has_is_sent_to_the_others_and_a_choice_is_made_once(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """An interrupted pull's ranges, a whole checkpoint, and one that was added locally and has no origin."""
+    scenario = f"""
+import cas
+if rank == 1:
+    checkpoint("{UUID}").view()
+    (folder / "mine").mkdir()
+    (folder / "mine" / "weights").write_bytes(b"w" * 3_000_000)
+dist.barrier()
+checkpoint("{UUID}").share()
+say(here=len(os.listdir(checkpoint("{UUID}").view())))
+if rank == 0:
+    (folder / "own").mkdir()
+    (folder / "own" / "weights").write_bytes(b"w" * 3_000_000)
+    cas.add(folder / "own", uuid="{uuid(7)}", settings=settings)
+dist.barrier()
+def choose():
+    assert rank == 0
+    return cas.Determined(settings=settings).get_checkpoint("{uuid(7)}")
+agreed = Checkpoint.agreed(choose, settings=settings)
+agreed.share()
+say(uuid=agreed.uuid, size=(agreed.view() / "weights").stat().st_size)
+try:
+    Checkpoint.agreed(lambda: cas.Determined(settings=settings).get_checkpoint("{uuid(8)}"), settings=settings)
+except CasError as error:
+    say(error=type(error).__name__, text=str(error))
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+
+    told = [job.told(rank) for rank in range(2)]
+
+    assert proxy.bodies() == sum(map(len, files.values()))
+    for one in told:
+        assert one[0] == {"here": 3}
+        assert one[1] == {"uuid": uuid(7), "size": 3_000_000}
+        assert uuid(8) in one[2]["text"]
+    assert [one[2]["error"] for one in told] == ["NotFoundError", "PeerError"]
+
+
+def test_a_host_with_a_full_disk_ends_it_for_every_rank(
+    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    with tmpfs(tmp_path / "small", size="30m") as small:
+        job = start([tmp_path / "a", small / "home", tmp_path / "c"], storage(), f'checkpoint("{UUID}").share()')
+        told = [job.told(rank)[0] for rank in range(3)]
+
+        assert [one["error"] for one in told] == ["PeerError", "NoSpaceError", "PeerError"]
+        assert told[0]["text"].startswith("rank 1 of the process group failed: ")
+        assert all(one["seconds"] < 60 for one in told)
+        assert lies(tmp_path / "a") == lies(small / "home") == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_host_that_dies_or_hangs_ends_it_for_the_others_and_the_next_job_goes_on(
+    how: signal.Signals,
+    start: Start,
+    storage: Callable[[], dict[str, Any]],
+    proxy: Proxy,
+    files: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    proxy.pause = 0.05
+    homes = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    job = start(homes, storage(), f'checkpoint("{UUID}").share()')
+    end = time.monotonic() + 90
+    while not any(path.stat().st_blocks > 2048 for path in homes[0].glob("ingest/*/*/*.data")):
+        assert time.monotonic() < end and job.children[0].poll() is None, job.children[0].communicate()
+        time.sleep(0.01)
+
+    os.kill(job.children[2].pid, how)
+    told = [job.told(rank)[0] for rank in range(2)]
+
+    assert [one["error"] for one in told] == ["PeerError"] * 2
+    assert "process group" in told[0]["text"]
+    job.end()
+    if how is signal.SIGKILL:
+        spent, proxy.pause = proxy.bodies(), 0.0
+        again = start(homes, storage(), f'checkpoint("{UUID}").share(); say(done=True)')
+        assert [again.told(rank)[0] for rank in range(3)] == [{"done": True}] * 3
+        assert proxy.bodies() - spent < sum(map(len, files.values())) - 16 * MIB  # what had arrived was used
+
+
+def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None:
+    from cas.checkpoint import Checkpoint
+    from cas.config import Settings
+    from cas.errors import UsageError
+    from cas.registry.records import CheckpointRecord
+
+    checkpoint = Checkpoint(CheckpointRecord(registry=REGISTRY, uuid=UUID), settings=Settings.load(home=tmp_path / "h"))
+    with pytest.raises(UsageError, match="init_process_group"):
+        checkpoint.load(process_group=True)
