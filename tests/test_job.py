@@ -30,7 +30,7 @@ RANK = """
 import json, os, sys, time
 from datetime import timedelta
 from pathlib import Path
-rank, size, port, home, storage, scenario, folder = sys.argv[1:]
+rank, size, port, home, storage, scenario, folder, timeout = sys.argv[1:]
 rank, size, folder = int(rank), int(size), Path(folder)
 import torch.distributed as dist
 from cas.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ from cas.config import Settings
 from cas.errors import CasError
 from cas.registry.records import CheckpointRecord
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-settings = Settings.load(home=home, timeout=2, progress="off")
+settings = Settings.load(home=home, timeout=timeout, progress="off")
 
 def checkpoint(uuid, stored=True):
     config = {"checkpoint_storage": json.loads(storage)} if stored else {}
@@ -60,12 +60,12 @@ os._exit(0)  # without waiting for peers that are gone
 class Job:
     """The ranks of one job; `homes` gives each rank's."""
 
-    def __init__(self, homes: list[Path], storage: dict[str, Any], scenario: str, folder: Path) -> None:
+    def __init__(self, homes: list[Path], storage: dict[str, Any], scenario: str, folder: Path, timeout: int) -> None:
         port = free_ports(1)[0]
         path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
         self.children = []
         for rank, home in enumerate(homes):
-            words = [rank, len(homes), port, home, json.dumps(storage), scenario, folder]
+            words = [rank, len(homes), port, home, json.dumps(storage), scenario, folder, timeout]
             self.children.append(
                 subprocess.Popen(
                     [sys.executable, "-c", RANK, *map(str, words)],
@@ -96,8 +96,8 @@ Start = Callable[..., Job]
 def start(tmp_path: Path) -> Iterator[Start]:
     jobs: list[Job] = []
 
-    def run(homes: list[Path], storage: dict[str, Any], scenario: str) -> Job:
-        jobs.append(Job(homes, storage, scenario, tmp_path))
+    def run(homes: list[Path], storage: dict[str, Any], scenario: str, *, timeout: int = 2) -> Job:
+        jobs.append(Job(homes, storage, scenario, tmp_path, timeout))
         return jobs[-1]
 
     yield run
@@ -225,7 +225,7 @@ def test_a_host_that_dies_or_hangs_ends_it_for_the_others_and_the_next_job_goes_
 ) -> None:
     proxy.pause = 0.05
     homes = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
-    job = start(homes, storage(), f'checkpoint("{UUID}").share()')
+    job = start(homes, storage(), f'checkpoint("{UUID}").share()', timeout=1)
     end = time.monotonic() + 90
     while not any(path.stat().st_blocks > 2048 for path in homes[0].glob("ingest/*/*/*.data")):
         assert time.monotonic() < end and job.children[0].poll() is None, job.children[0].communicate()
