@@ -21,6 +21,7 @@ from cas.errors import (
 from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath, check_tree
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
+from cas.transfer.scan import LAST, Found, in_order, path_of
 
 _PIECE = 1 << 20  # bytes per read: stays in the processor's cache until it is hashed
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}  # as network file systems have them
@@ -56,6 +57,20 @@ class FolderRemote:
             raise self._translate(error) from error
         check_tree((file.path for file in files), directories)
         return Listing(tuple(files), tuple(directories))
+
+    def scan(self, *, after: str = "", before: str = LAST) -> Iterator[Found]:
+        """Yield every name between two, folder by folder; see `Scannable`.
+
+        Symbolic links to files below the folder are followed; of other links, pipes and unreadable folders only the
+        name is told.
+        """
+        try:
+            root = self.path.resolve(strict=True)
+            if not root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
+            yield from _scan(root, root, "", in_order(after), in_order(before))
+        except OSError as error:
+            raise self._translate(error) from error
 
     def _translate(self, error: OSError) -> Exception:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -128,6 +143,36 @@ def one_file(path: Path) -> RemoteFile:
     if not stat.S_ISREG(found.st_mode):
         raise ContentError(f"{path} is neither a file nor a folder ({_kind(found.st_mode)})")
     return _listed(RelativePath(path.name), path.absolute(), found)
+
+
+def _scan(root: Path, folder: Path, prefix: str, low: bytes, high: bytes) -> Iterator[Found]:
+    """Yield what lies below a folder, in order of whole names: `a.b` comes before `a/b`, as in a bucket."""
+    with os.scandir(folder) as opened:
+        entries = [(prefix + one.name + ("/" if one.is_dir(follow_symlinks=False) else ""), one) for one in opened]
+    for name, entry in sorted(entries, key=lambda named: in_order(named[0])):
+        key = in_order(name)
+        if key >= high:
+            return
+        if low < key:
+            yield _found(root, name, entry)
+        if name.endswith("/") and (low < key or low.startswith(key)):
+            try:
+                yield from _scan(root, Path(entry.path), name, low, high)
+            except PermissionError:
+                yield Found(f"{name}?")
+
+
+def _found(root: Path, name: str, entry: os.DirEntry[str]) -> Found:
+    if name.endswith("/"):
+        return Found(name)
+    try:
+        if entry.is_symlink() and not Path(entry.path).resolve(strict=True).is_relative_to(root):
+            return Found(name)
+        found, path = entry.stat(), path_of(name)
+    except (OSError, RuntimeError):  # a link to nowhere, or to itself; or the file is gone meanwhile
+        return Found(name)
+    file = _listed(path, Path(entry.path), found) if path and stat.S_ISREG(found.st_mode) else None
+    return Found(name, found.st_size if file else 0, found.st_mtime_ns, file)
 
 
 class _Walk:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from cas.errors import OfflineError, TransientRemoteError
 from cas.transfer.remote import Checksum, Listing, Piece, Remote, RemoteFile
+from cas.transfer.scan import LAST, Found, scan
 
 log = logging.getLogger("cas.transfer")
 
@@ -39,6 +40,19 @@ class RetryingRemote:
     def list(self) -> Listing:
         """List; see `Remote`."""
         return self._try(self._inner.list)
+
+    def scan(self, *, after: str = "", before: str = LAST) -> Iterator[Found]:
+        """Yield every name between two; goes on behind the last one that came."""
+        failures = 0
+        while True:
+            try:
+                for found in scan(self._inner, after=after, before=before):
+                    after, failures = found.name, 0
+                    yield found
+                return
+            except TransientRemoteError as error:
+                failures += 1
+                self._wait(error, failures)
 
     def read(self, file: RemoteFile, start: int, end: int) -> Iterator[Piece]:
         """Yield a range; see `Remote`."""

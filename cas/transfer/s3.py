@@ -29,6 +29,7 @@ from cas.transfer.s3http import (
     parse_checksum,
     quoted,
 )
+from cas.transfer.scan import LAST, Found, in_order, path_of
 from cas.transfer.sigv4 import Credentials
 
 PIECE = 256 << 10  # bytes: 64 KiB to 1 MiB are equally fast, and 4 MiB is slower: it leaves the processor's cache
@@ -161,6 +162,24 @@ class S3Remote:
                 files.append(RemoteFile(RelativePath(name), entry.size, self._identity(entry)))
         check_tree((file.path for file in files), directories)
         return Listing(tuple(files), tuple(directories))
+
+    def scan(self, *, after: str = "", before: str = LAST) -> Iterator[Found]:
+        """Yield every name between two, page by page; see `Scannable`."""
+        prefix = f"{self.place.prefix}/" if self.place.prefix else ""
+        end = in_order(before)
+        try:
+            for entry in self._http().list(prefix, after=f"{prefix}{after}" if after else None):
+                name = entry.key.removeprefix(prefix)
+                if in_order(name) >= end:
+                    return
+                if not name or not entry.key.startswith(prefix):
+                    continue
+                path = None if name.endswith("/") else path_of(name)
+                file = RemoteFile(path, entry.size, self._identity(entry)) if path else None
+                yield Found(name, entry.size, entry.modified, file)
+        except WrongRegionError as error:  # the answer to the first request
+            self._region = error.region
+            yield from self.scan(after=after, before=before)
 
     def _identity(self, entry: Entry) -> RemoteIdentity:
         return RemoteIdentity(self._url(entry.key), entry.size, etag=quoted(entry.etag), modified=entry.modified)

@@ -72,8 +72,8 @@ class S3Http:
         self._credentials = credentials
         self._connections = connections
 
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield all keys with a prefix.
+    def list(self, prefix: str, *, after: str | None = None) -> Iterator[Entry]:
+        """Yield all keys with a prefix, in order of their bytes; only those greater than `after`.
 
         Raises:
             NotAllowedError, RemoteError, TransientRemoteError: as the server answers.
@@ -84,6 +84,8 @@ class S3Http:
             query = {"encoding-type": "url", "list-type": "2", "max-keys": "1000", "prefix": prefix}
             if token is not None:
                 query["continuation-token"] = token
+            elif after is not None:
+                query["start-after"] = after
             entries, token = parse_page(self._send("GET", "", query).body, self._name)
             yield from entries
             if token is None:
