@@ -24,6 +24,7 @@ from cas.index.store import Store, store_of
 from cas.job import agree, fetch_together, group_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
+from cas.load.permit import Permit
 from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
@@ -223,8 +224,8 @@ class Checkpoint:
     ) -> Any:
         """Load the model with its framework's own loader: a `torch.nn.Module`, or a TensorFlow trackable.
 
-        Reads from the store and writes nothing into the current folder; with `path`, downloads there and loads
-        from there. `kwargs` reach the framework's loader (`map_location`, `weights_only`, …).
+        Of a trial with several models this gives the trial, of weights without code a state dict. Reads from the
+        store and writes nothing into the current folder; with `path`, downloads there and loads from there.
 
         Args:
             path: see `download`.
@@ -232,23 +233,38 @@ class Checkpoint:
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
             process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
                 hosts fetch the files together first, see `share`.
+            kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state),
+                `trial_class=` and `trial_kwargs=` (what builds the model); others reach the framework's loader
+                (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).
 
         Raises:
+            UsageError: this kind of checkpoint does not take such an argument.
             NotFoundError: no model is in it, or its code needs a module that is not installed.
             UnsafeContentError: the trust policy does not allow what would run.
             ContentError: it is damaged, or its parts do not fit.
             CasError: its framework is not installed.
         """
-        policy = self.settings.but(trust=trust).trust
         if process_group is not None and process_group is not False:
             self.share(process_group)
+        return self._load(path, tags=tags, trust=trust, **kwargs)
+
+    def load_trial(self, path: str | Path | None = None, *, trust: Trust | str | None = None, **kwargs: Any) -> Any:
+        """Load the trial that was trained, with its models; see `load`, which gives the model where it is one.
+
+        Raises:
+            NotFoundError: it was no trial of Determined's that saved it.
+        """
+        return self._load(path, whole=True, trust=trust, **kwargs)
+
+    def _load(self, path: str | Path | None, *, trust: Trust | str | None, **kwargs: Any) -> Any:
+        permit = Permit(self.settings.but(trust=trust).trust)
+        known = {"experiment_config": self.experiment_config, "hparams": self.hparams, **self.metadata}
         if path is not None:
-            folder = Path(self.download(path))
-            return load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=False, **kwargs)
+            return load_folder(Path(self.download(path)), metadata=known, permit=permit, **kwargs)
         folder, digest = self._enter()
         leave: Callable[[], object] = functools.partial(self.store.leases.leave, digest)
         try:
-            loaded = load_folder(folder, tags=tags, metadata=self.metadata, trust=policy, from_store=True, **kwargs)
+            loaded = load_folder(folder, metadata=known, permit=permit, from_store=True, **kwargs)
             leave = _with(loaded, leave)
             return loaded
         except CasError as error:  # the user knows the checkpoint, not its view
@@ -302,17 +318,24 @@ class Checkpoint:
     def load_from_path(
         path: str | Path, tags: list[str] | None = None, *, trust: Trust | str | None = None, **kwargs: Any
     ) -> Any:
-        """Load the model from a folder that `download` made, or any checkpoint folder; see `load`.
+        """Load the model from a folder that `download` made, any checkpoint folder, or one file; see `load`.
 
         The folder is only read: nothing is copied, hashed or written.
 
         Raises:
-            NotFoundError: there is no such folder.
+            NotFoundError: there is no such folder or file.
             NotAllowedError: something in it cannot be read.
         """
-        policy = Settings.load(trust=trust).trust
-        with user_folder(users_path(path)) as view:
-            return load_folder(view, tags=tags, metadata=None, trust=policy, from_store=False, **kwargs)
+        return _load_path(path, tags=tags, trust=trust, **kwargs)
+
+    @staticmethod
+    def load_trial_from_path(path: str | Path, *, trust: Trust | str | None = None, **kwargs: Any) -> Any:
+        """Load the trial that was trained from a folder; see `load_trial`.
+
+        Raises:
+            NotFoundError: there is no such folder, or no trial of Determined's saved it.
+        """
+        return _load_path(path, whole=True, trust=trust, **kwargs)
 
     # --- how they get here -------------------------------------------------------------------------------------
 
@@ -372,6 +395,12 @@ class Checkpoint:
         if "metadata.json" in manifest.by_path:
             return None
         return json.dumps(dict(self.metadata), indent=2, ensure_ascii=False).encode("utf-8")
+
+
+def _load_path(path: str | Path, *, trust: Trust | str | None, **kwargs: Any) -> Any:
+    permit = Permit(Settings.load(trust=trust).trust)
+    with user_folder(users_path(path)) as view:
+        return load_folder(view, permit=permit, **kwargs)
 
 
 def users_path(path: str | Path) -> Path:

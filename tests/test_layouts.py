@@ -12,7 +12,7 @@ import pytest
 
 from cas.errors import ContentError, NotFoundError
 from cas.load.layouts import Kind, recognize
-from cas.load.policy import MAGIC
+from cas.load.scanning import MAGIC
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
 
@@ -32,7 +32,7 @@ def make(folder: Path, *names: str, **documents: object) -> Path:
     ("sample", "kind", "file", "entrypoint"),
     [
         ("a_two_models", Kind.TORCH_TRIAL, "state_dict.pth", "model_def:TwoModelTrial"),
-        ("d_keras_callback", Kind.KERAS_CALLBACK, "model_checkpoint", None),
+        ("d_keras_callback", Kind.TF_WEIGHTS, "model_checkpoint", None),
         ("g_legacy_0_12_5_model_state_dict", Kind.TORCH_TRIAL, "state_dict.pth", "model_def:OldTrial"),
         ("j_tf_saved_model", Kind.SAVED_MODEL, "inference/1591920000", "model_def:EstTrial"),
         ("k_legacy_keras_h5", Kind.KERAS_TRIAL, "determined-keras-model.h5", "model_def:KTrial"),
@@ -66,6 +66,9 @@ def test_module_comes_before_the_state_dict_beside_it(tmp_path: Path) -> None:
 def test_keras_weights_are_named_by_their_common_start(tmp_path: Path) -> None:
     stem = "determined-keras-model-weights"
     make(tmp_path, f"{stem}.index", f"{stem}.data-00000-of-00001", "checkpoint", "code/model_def.py")
+    layout = recognize(tmp_path)
+    assert (layout.kind, layout.file) == (Kind.TF_WEIGHTS, tmp_path / stem)
+    make(tmp_path, load_data={"trial_type": "TFKerasTrial", "trial_cls_spec": "model_def:T"})
     layout = recognize(tmp_path)
     assert (layout.kind, layout.file) == (Kind.KERAS_TRIAL, tmp_path / stem)
 
@@ -123,4 +126,70 @@ def test_pipes_and_devices_count_as_no_metadata(tmp_path: Path) -> None:
 def test_several_saved_models_are_an_error(tmp_path: Path) -> None:
     make(tmp_path, "b/saved_model.pb", "a/saved_model.pb")
     with pytest.raises(ContentError, match=r"2 SavedModels \(a, b\)"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "found"),
+    [
+        ("model_def:T", "model_def:T"),
+        ("python3 -m determined.launch.torch_distributed --trial pkg.model_def:Outer.T", "pkg.model_def:Outer.T"),
+        (["python3", "-m", "determined.exec.harness", "model_def:T"], "model_def:T"),
+        ("python3 train.py --lr 0.1", None),
+        ({"model_def": "T"}, None),
+        (None, None),
+    ],
+)
+def test_trial_class_is_found_in_entrypoints_of_all_years(
+    tmp_path: Path, entrypoint: object, found: str | None
+) -> None:
+    make(tmp_path, "state_dict.pth", "code/model_def.py", metadata={"experiment_config": {"entrypoint": entrypoint}})
+    assert recognize(tmp_path).entrypoint == found
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "file"),
+    [
+        (["model.safetensors", "training_args.bin", "config.json"], Kind.SAFETENSORS, "model.safetensors"),
+        (
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            Kind.SAFETENSORS,
+            "model.safetensors.index.json",
+        ),
+        (["pytorch_model.bin.index.json", "a-00001-of-00001.bin"], Kind.TORCH_PARTS, "pytorch_model.bin.index.json"),
+        ([".metadata", "__0_0.distcp"], Kind.DISTRIBUTED, "."),
+        (["model.keras"], Kind.KERAS_FILE, "model.keras"),
+        (["best.h5"], Kind.KERAS_FILE, "best.h5"),
+        (["ckpt-3.index", "ckpt-3.data-00000-of-00001", "checkpoint"], Kind.TF_WEIGHTS, "ckpt-3"),
+        (["model_checkpoint.weights.h5", "callback_state"], Kind.KERAS_FILE, "model_checkpoint.weights.h5"),
+        (["export/saved_model.pbtxt"], Kind.SAVED_MODEL, "export"),
+    ],
+)
+def test_what_people_have_without_determined_is_recognized(
+    tmp_path: Path, names: list[str], kind: Kind, file: str
+) -> None:
+    layout = recognize(make(tmp_path, *names))
+    assert (layout.kind, layout.file) == (kind, tmp_path / file)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".keras", ".h5", ".index"])
+def test_several_files_of_one_kind_are_named(tmp_path: Path, suffix: str) -> None:
+    make(tmp_path, f"a{suffix}", f"b{suffix}", "a.data-00000-of-00001", "b.data-00000-of-00001")
+    with pytest.raises(ContentError, match=r"holds 2 .* \(a.*, b.*\); load one by its path"):
+        recognize(tmp_path)
+
+
+def test_model_in_the_users_sources_is_not_the_checkpoint(tmp_path: Path) -> None:
+    make(tmp_path, "code/assets/saved_model.pb", "weights/saved_model.pb")
+    assert recognize(tmp_path).file == tmp_path / "weights"
+
+
+def test_one_file_of_any_name_is_recognized_by_how_it_begins(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "weights", "w") as archive:
+        archive.writestr("weights/data.pkl", b"")
+    assert (recognize(tmp_path).kind, recognize(tmp_path).file) == (Kind.TORCH_FILE, tmp_path / "weights")
+    (tmp_path / "weights").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert recognize(tmp_path).kind is Kind.KERAS_FILE
+    (tmp_path / "weights").write_bytes(b"none of them")
+    with pytest.raises(NotFoundError):
         recognize(tmp_path)

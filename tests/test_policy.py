@@ -20,13 +20,16 @@ import pytest
 from cas.config import Trust
 from cas.errors import ContentError, UnsafeContentError
 from cas.load.allowlist import Verdict, judge
-from cas.load.policy import MAGIC, Policy, check_torch_file, names_in
+from cas.load.dry_run import names_in
+from cas.load.permit import Permit
+from cas.load.policy import Policy
+from cas.load.scanning import MAGIC, check_torch_file
 from cas.load.sources import sources_of
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from cas.load.pytorch import Reading, read_file  # noqa: E402
+from cas.load.torch_files import Reading, read_file  # noqa: E402
 
 
 @pytest.fixture
@@ -297,7 +300,7 @@ def legacy_file(path: Path, data: bytes, *, place: int = 3) -> Path:
 
 
 def load(path: Path, trust: Trust = Trust.SCAN) -> Any:
-    return read_file(path, Reading(trust))
+    return read_file(path, Reading(Permit(trust)))
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
@@ -392,7 +395,7 @@ def test_alias_in_the_checkpoints_own_code_is_found_out_when_it_is_looked_up(tmp
     code = tmp_path / "code"
     code.mkdir()
     (code / "model_def.py").write_text("import os\nfrom os import system as harmless_looking\n")
-    reading = Reading(Trust.SCAN, sources_of(code))
+    reading = Reading(Permit(), sources_of(code))
     alias = b"cmodel_def\nharmless_looking\n(" + string(touch(trace)) + b"tR."
     with pytest.raises(UnsafeContentError, match=r"posix\.system"):
         read_file(zip_file(tmp_path / "a.pth", alias), reading)
@@ -482,7 +485,7 @@ def test_own_code_may_call_its_functions_and_values(tmp_path: Path) -> None:
         "class Scale:\n    def __call__(self, x): return 2 * x\ndef make(): return Scale()\n"
     )
     data = b"cmodel_def\nmake\n)R0cmodel_def\nScale\n)R(K\x03tR."
-    assert read_file(zip_file(tmp_path / "a.pth", data), Reading(Trust.SCAN, sources_of(code))) == 6
+    assert read_file(zip_file(tmp_path / "a.pth", data), Reading(Permit(), sources_of(code))) == 6
 
 
 def test_trust_never_loads_weights_and_nothing_else(tmp_path: Path, trace: Path) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from cas.config import Trust
-from cas.errors import CasError, ContentError, UnsafeContentError
+from cas.errors import ContentError, UnsafeContentError, UsageError
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 from cas.load.loading import load_folder, user_folder
+from cas.load.permit import Permit
 from cas.load.views import make_view
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.filterwarnings("default")]
@@ -40,9 +41,9 @@ def tensorflow() -> Any:
         return pytest.importorskip("tensorflow")
 
 
-def load_path(path: Path, **options: Any) -> Any:
+def load_path(path: Path, trust: Trust = Trust.SCAN, **options: Any) -> Any:
     with user_folder(path) as view:
-        return load_folder(view, **options)
+        return load_folder(view, permit=Permit(trust), **options)
 
 
 def serve(model: Any) -> list[list[float]]:
@@ -110,7 +111,7 @@ def test_arguments_reach_tensorflow() -> None:
 
     options = tf.saved_model.LoadOptions(allow_partial_checkpoint=True)
     assert close(serve(load_path(SAVED_MODEL, options=options)), OUTPUT)
-    with pytest.raises(TypeError):
+    with pytest.raises(UsageError, match="takes no argument 'no_such_argument'; it takes options"):
         load_path(SAVED_MODEL, no_such_argument=1)
 
 
@@ -167,10 +168,29 @@ def test_keras_weights_are_loaded_into_the_model_that_the_trial_builds(tmp_path:
         load_path(KERAS, trust=Trust.NEVER)
 
 
-def test_weights_of_the_keras_callback_say_what_to_do() -> None:
-    with pytest.raises(CasError, match="load_weights") as caught:
-        load_path(CALLBACK)
-    assert str(CALLBACK / "model_checkpoint") in str(caught.value)
+def test_weights_of_the_keras_callback_fill_the_users_own_model() -> None:
+    import numpy
+    import tensorflow as tf
+
+    layers = tf.keras.layers
+    model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(5, activation="tanh"), layers.Dense(2)])
+    assert load_path(CALLBACK, model=model) is model
+    assert close(model(numpy.ones((1, 4), "float32")).numpy(), [[-0.843047, -0.505835]])
+    wrong = tf.keras.Sequential([layers.Input((4,)), layers.Dense(6), layers.Dense(2)])
+    with pytest.raises(ContentError, match=r"has the shape \(4, 6\), and its value \(4, 5\)"):
+        load_path(CALLBACK, model=wrong)
+    with pytest.raises(ContentError, match="2 layers with weights, and the model has 1"):
+        load_path(CALLBACK, model=tf.keras.Sequential([layers.Input((4,)), layers.Dense(5)]))
+    with pytest.raises(ContentError, match="no weights yet"):
+        load_path(CALLBACK, model=tf.keras.Sequential([layers.Dense(5), layers.Dense(2)]))
+
+
+def test_weights_of_the_keras_callback_without_a_model_are_arrays_and_say_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = load_path(CALLBACK, trust=Trust.NEVER)
+    assert found["layer_with_weights-0/kernel"].shape == (4, 5)
+    assert "give it as model=" in caplog.text
 
 
 def test_missing_tensorflow_is_said_with_the_extra_to_install() -> None:

@@ -22,11 +22,12 @@ from typing import Any
 import pytest
 
 from cas.config import Trust
-from cas.errors import CasError, ContentError, NotAllowedError, NotFoundError, UnsafeContentError
+from cas.errors import CasError, ContentError, NotAllowedError, NotFoundError, UnsafeContentError, UsageError
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 from cas.load.loading import load_folder, user_folder
+from cas.load.permit import Permit
 from cas.load.views import make_view
 
 torch = pytest.importorskip("torch")
@@ -54,9 +55,9 @@ def close(found: list[list[float]], expected: list[list[float]]) -> bool:
     return torch.allclose(torch.tensor(found), torch.tensor(expected), atol=2e-6)
 
 
-def load_path(path: Path, **options: Any) -> Any:
+def load_path(path: Path, trust: Trust = Trust.SCAN, **options: Any) -> Any:
     with user_folder(path) as view:
-        return load_folder(view, **options)
+        return load_folder(view, permit=Permit(trust), **options)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -552,8 +553,11 @@ def test_arguments_reach_torch_load(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     found = load_path(tmp_path, map_location="meta")
     assert found["weight"].device.type == "meta"
-    with pytest.raises(TypeError):
+    assert load_path(tmp_path, torch_load_kwargs={"map_location": "meta"})["weight"].device.type == "meta"
+    with pytest.raises(UsageError, match=r"no argument 'no_such_argument'; it takes encoding, .*map_location"):
         load_path(tmp_path, no_such_argument=1)
+    with pytest.raises(UsageError, match="tags choose a graph"):
+        load_path(tmp_path, tags=["serve"])
     torch.save(torch.nn.Linear(2, 2), tmp_path / "weights.pt")
     with pytest.raises(UnsafeContentError, match="weights_only"):
         load_path(tmp_path, weights_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,17 @@ from typing import Any
 from cas.errors import ContentError, NotFoundError
 
 ACCEPTED = (
-    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt or .bin file of torch,"
-    " saved_model.pb (TensorFlow), determined-keras-model.h5"
+    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin or .ckpt file of torch,"
+    " .safetensors (also in parts, with an index), a torch distributed checkpoint (.metadata), saved_model.pb"
+    " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files)"
 )
 _STATE_DICTS = ("state_dict.pth", "determined/state_dict.pth", "pedl/state_dict.pth", "checkpoint.pt")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_INDEX = ".index.json"  # says which of several files has which tensor
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
+_ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
 _MAX_JSON = 64 << 20  # bytes; a larger metadata.json is none
 _MAX_NAMES = 8  # of what was found, in a message
 _MAX_LOOKED_AT = 100_000  # files of a folder that are looked at for a SavedModel
@@ -28,10 +36,14 @@ class Kind(StrEnum):
 
     TORCH_MODULE = "a pickled torch module"
     TORCH_TRIAL = "a state dict and the trial class that builds its model"
-    TORCH_FILE = "a torch file without code"
+    TORCH_FILE = "a file of torch without code"
+    TORCH_PARTS = "a state dict of torch in several files"
+    SAFETENSORS = "weights in safetensors"
+    DISTRIBUTED = "a torch distributed checkpoint"
     SAVED_MODEL = "a TensorFlow SavedModel"
     KERAS_TRIAL = "Keras weights and the trial class that builds their model"
-    KERAS_CALLBACK = "Keras weights of a model that the user builds"
+    KERAS_FILE = "a file of Keras"
+    TF_WEIGHTS = "TensorFlow weights without code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,9 @@ class Layout:
     """A recognized checkpoint folder.
 
     `entrypoint` is `module:Class` of a trial class in `code`; `file` is what the framework's loader is given: a file,
-    the folder of a SavedModel, or the common start of the names of a TensorFlow checkpoint.
+    the folder of a SavedModel or a distributed checkpoint, the index of several files, or the common start of the names
+    of TensorFlow weights. `builds` says that the trial may have `build_model()`, as trials had before there was a
+    `load_data.json`; later ones may call something of their own so.
     """
 
     kind: Kind
@@ -49,6 +63,12 @@ class Layout:
     entrypoint: str | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     experiment_config: Mapping[str, Any] = field(default_factory=dict)
+    builds: bool = True
+
+    @property
+    def has_trial(self) -> bool:
+        """Whether a trial class builds its models."""
+        return self.kind in (Kind.TORCH_TRIAL, Kind.KERAS_TRIAL)
 
 
 def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout:
@@ -64,27 +84,37 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
     loaded = _read_json(folder / "load_data.json")
     code = folder / "code" if (folder / "code").is_dir() else None
     find = _Finder(folder, code, known, loaded)
-    for rule in (find.torch_module, find.torch_state_dict, find.keras, find.saved_model, find.torch_file):
+    for rule in find.rules():
         if (found := rule()) is not None:
             return found
     raise NotFoundError(f"no model in {folder}: it holds {_listing(folder)}; cas loads {ACCEPTED}")
 
 
 class _Finder:
-    """The rules, in the order in which they are tried."""
+    """The rules: what Determined wrote first, then what people have without it."""
 
     def __init__(self, folder: Path, code: Path | None, metadata: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
         self._folder = folder
         self._code = code
+        self._builds = not loaded
         self._config = _mapping(loaded.get("experiment_config") or metadata.get("experiment_config"))
         self._hparams = _mapping(loaded.get("hparams") or metadata.get("hparams"))
-        entrypoint = loaded.get("trial_cls_spec") or self._config.get("entrypoint")
-        self._entrypoint = entrypoint if isinstance(entrypoint, str) and ":" in entrypoint else None
+        self._entrypoint = _trial_class(loaded.get("trial_cls_spec")) or _trial_class(self._config.get("entrypoint"))
+
+    def rules(self) -> Iterator[Callable[[], Layout | None]]:
+        """The rules, in the order in which they are tried."""
+        yield from (self.torch_module, self.torch_state_dict, self.keras_trial, self.keras_callback, self.saved_model)
+        yield from (self.safetensors, self.torch_parts, self.distributed, self.torch_file, self.keras_file)
+        yield from (self.tensorflow_weights, self.lone_file)
 
     def _layout(self, kind: Kind, file: Path) -> Layout:
-        return Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
+        layout = Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
+        return replace(layout, builds=self._builds)
+
+    # --- Determined's ----------------------------------------------------------------------------------------
 
     def torch_module(self) -> Layout | None:
+        """A pickled module, in Determined's and in MLflow's place."""
         if (self._folder / "model.pth").is_file():
             return self._layout(Kind.TORCH_MODULE, self._folder / "model.pth")
         if (self._folder / "data" / "model.pth").is_file():  # with an MLmodel file: MLflow's layout
@@ -92,6 +122,7 @@ class _Finder:
         return None
 
     def torch_state_dict(self) -> Layout | None:
+        """The state of a PyTorchTrial, in its places over the years."""
         for name in _STATE_DICTS:
             path = self._folder / name
             if path.is_file():
@@ -99,49 +130,149 @@ class _Finder:
                 return self._layout(kind, path)
         return None
 
-    def keras(self) -> Layout | None:
+    def keras_trial(self) -> Layout | None:
+        """The weights of a TFKerasTrial."""
         path = self._folder / "determined-keras-model.h5"
+        kind = Kind.KERAS_TRIAL if self._code and self._entrypoint else None
         if path.is_file():
-            return self._layout(Kind.KERAS_TRIAL, path)
-        for path in sorted(self._folder.glob("determined-keras-model-weights*")):
-            stem = path.name.removesuffix(".index").partition(".data-")[0]
-            return self._layout(Kind.KERAS_TRIAL, path.with_name(stem))
-        if (self._folder / "model_checkpoint.index").is_file():
-            return self._layout(Kind.KERAS_CALLBACK, self._folder / "model_checkpoint")
-        return None
+            return self._layout(kind or Kind.KERAS_FILE, path)
+        found = _weights(self._folder, "determined-keras-model-weights")
+        if found is None:
+            return None
+        return self._layout(kind or (Kind.KERAS_FILE if found.suffix in _KERAS_SUFFIXES else Kind.TF_WEIGHTS), found)
+
+    def keras_callback(self) -> Layout | None:
+        """The weights that the callback of 0.38 saved."""
+        found = _weights(self._folder, "model_checkpoint")
+        if found is None:
+            return None
+        return self._layout(Kind.KERAS_FILE if found.suffix in _KERAS_SUFFIXES else Kind.TF_WEIGHTS, found)
 
     def saved_model(self) -> Layout | None:
-        found = [Path(path).parent for path in _walk(self._folder) if os.path.basename(path) == "saved_model.pb"]  # noqa: PTH119
-        if len(found) > 1:
-            names = ", ".join(str(path.relative_to(self._folder)) for path in sorted(found)[:_MAX_NAMES])
-            raise ContentError(f"{self._folder} holds {len(found)} SavedModels ({names}); load one of these folders")
-        return self._layout(Kind.SAVED_MODEL, found[0]) if found else None
+        """What estimators exported, or anybody."""
+        found = {Path(path).parent for path in _walk(self._folder) if os.path.basename(path) in _GRAPHS}  # noqa: PTH119
+        return self._one(Kind.SAVED_MODEL, found, "SavedModels", "load one of these folders")
+
+    # --- without Determined ----------------------------------------------------------------------------------
+
+    def safetensors(self) -> Layout | None:
+        """Weights in safetensors, in one file or with an index."""
+        indexes = [path for path in self._folder.glob("*.safetensors.index.json") if path.is_file()]
+        found = indexes or [path for path in self._folder.glob("*.safetensors") if path.is_file()]
+        return self._one(Kind.SAFETENSORS, found, "files of safetensors and no index")
+
+    def torch_parts(self) -> Layout | None:
+        """A state dict in several files, with an index."""
+        found = [path for path in self._folder.glob("*.bin.index.json") if path.is_file()]
+        return self._one(Kind.TORCH_PARTS, found, "indexes of weights")
 
     def torch_file(self) -> Layout | None:
-        paths = [path for path in self._folder.iterdir() if path.suffix in _TORCH_SUFFIXES and _is_torch(path)]
-        if len(paths) > 1:
-            names = ", ".join(sorted(path.name for path in paths)[:_MAX_NAMES])
-            raise ContentError(
-                f"{self._folder} holds {len(paths)} files of torch ({names}); load one of them by its path"
-            )
-        return self._layout(Kind.TORCH_FILE, paths[0]) if paths else None
+        """Some file of torch."""
+        found = [path for path in self._folder.iterdir() if path.suffix in _TORCH_SUFFIXES and _is_torch(path)]
+        named = [path for path in found if path.name in _WEIGHTS]
+        return self._one(Kind.TORCH_FILE, named or found, "files of torch")
+
+    def distributed(self) -> Layout | None:
+        """What `torch.distributed.checkpoint` wrote."""
+        found = (self._folder / ".metadata").is_file()
+        return self._layout(Kind.DISTRIBUTED, self._folder) if found else None
+
+    def keras_file(self) -> Layout | None:
+        """A model or weights of Keras in one file."""
+        found = [path for path in self._folder.iterdir() if path.suffix in _KERAS_SUFFIXES and path.is_file()]
+        whole = [path for path in found if path.suffix == ".keras"]
+        return self._one(Kind.KERAS_FILE, whole or found, "files of Keras")
+
+    def tensorflow_weights(self) -> Layout | None:
+        """Weights in TensorFlow's own format."""
+        found = [path for path in self._folder.glob("*.index") if path.is_file()]
+        starts = [path.with_suffix("") for path in found if any(self._folder.glob(f"{glob.escape(path.stem)}.data-*"))]
+        return self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
+
+    def lone_file(self) -> Layout | None:
+        """The one file there is, whatever it is called."""
+        found = [path for path in self._folder.iterdir() if path.name not in ("metadata.json", "code")]
+        if len(found) != 1 or not found[0].is_file():
+            return None
+        if _is_torch(found[0]):
+            return self._layout(Kind.TORCH_FILE, found[0])
+        return self._layout(Kind.KERAS_FILE, found[0]) if _start(found[0])[:8] == _HDF5 else None
+
+    def _one(
+        self, kind: Kind, found: Collection[Path], what: str, remedy: str = "load one by its path"
+    ) -> Layout | None:
+        """Return the layout of what was found, if anything was.
+
+        Raises:
+            ContentError: it is more than one thing.
+        """
+        if len(found) > 1:
+            names = [str(path.relative_to(self._folder)) for path in sorted(found)]
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            listing = ", ".join(names[:_MAX_NAMES]) + more
+            raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}")
+        return self._layout(kind, next(iter(found))) if found else None
+
+
+_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+
+
+def _trial_class(entrypoint: object) -> str | None:
+    """Return the `module:Class` in an entrypoint: newer ones can be a command, a list of words, or nothing of ours."""
+    if isinstance(entrypoint, list):
+        entrypoint = " ".join(map(str, entrypoint))
+    found = _ENTRYPOINT.search(entrypoint) if isinstance(entrypoint, str) else None
+    return found[1] if found else None
+
+
+def _weights(folder: Path, stem: str) -> Path | None:
+    """Return what `load_weights` is given for weights of this name: a file, or how names of TensorFlow's begin."""
+    if (folder / f"{stem}.index").is_file():
+        return folder / stem
+    for suffix in (".h5", ".weights.h5", ".hdf5", ".keras"):
+        if (folder / f"{stem}{suffix}").is_file():
+            return folder / f"{stem}{suffix}"
+    return None
+
+
+def companions(path: Path) -> list[Path] | None:
+    """Return the files that belong to one which the user named: parts with their index, TensorFlow weights.
+
+    None if there is no such file.
+    """
+    if not path.exists() and path.with_name(f"{path.name}.index").is_file():  # how TensorFlow names weights
+        path = path.with_name(f"{path.name}.index")
+    if not path.is_file():
+        return [] if path.exists() else None
+    if path.suffix == ".index":
+        return [path, *path.parent.glob(f"{glob.escape(path.stem)}.data-*")]
+    if path.name.endswith(_INDEX):
+        suffix = Path(path.name.removesuffix(_INDEX)).suffix
+        return [path, *(other for other in path.parent.iterdir() if other.suffix == suffix)]
+    return [path]
 
 
 def _is_torch(path: Path) -> bool:
     """Whether a file begins as torch.save writes: a zip archive, or (before 1.6) the pickle of a known number."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(32)
-    except OSError:
-        return False
+    start = _start(path)
     return start.startswith(b"PK\x03\x04") or (
         start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in start
     )
 
 
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(32)
+    except OSError:
+        return b""
+
+
 def _walk(folder: Path) -> Iterator[str]:
     count = 0
-    for root, _, files in os.walk(folder):
+    for root, folders, files in os.walk(folder):
+        if Path(root) == folder and "code" in folders:
+            folders.remove("code")  # what the user's sources came with is not what was trained
         for name in files:
             count += 1
             if count > _MAX_LOOKED_AT:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cas.config import Trust
-from cas.errors import CasError, NotFoundError
+from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
-from cas.load.layouts import Kind, recognize
+from cas.load.layouts import Kind, companions, recognize
+from cas.load.permit import Permit
 
 
 def load_folder(
@@ -20,8 +20,9 @@ def load_folder(
     *,
     tags: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
-    trust: Trust = Trust.SCAN,
+    permit: Permit | None = None,
     from_store: bool = False,
+    whole: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Load the model in a checkpoint folder, which is only read.
@@ -30,43 +31,52 @@ def load_folder(
         folder: a view, or a folder of the user's.
         tags: of the graph in a SavedModel; default `["serve"]`.
         metadata: what a registry knows beyond the folder's own `metadata.json`.
-        trust: which pickles and code may run.
+        permit: which pickles and code may run; default: what a scan lets through.
         from_store: the folder is a view of blobs: nobody changes them, so tensors are memory-mapped.
-        kwargs: for the framework's loader (`torch.load`, `tf.saved_model.load`).
+        whole: return the trial with its models, not the model.
+        kwargs: see `cas.load.options`; what is left is for the framework's loader (`torch.load`, `load_weights`, …).
 
     Raises:
+        UsageError: an argument that this kind of checkpoint does not take.
         NotFoundError: no model is in it, or its code needs a module that is not installed.
         ContentError: it is damaged, or its parts do not fit.
         UnsafeContentError: the trust policy does not allow what would run.
         CasError: the framework is not installed.
     """
     # Late, because whoever only downloads needs none of it: 15 ms of a command's start.
-    from cas.load.pytorch import Reading, load_torch
+    from cas.load import keras_models, saved_models
+    from cas.load.options import parse
+    from cas.load.pytorch import load_torch
     from cas.load.sources import sources_of
-    from cas.load.tf_models import load_keras_trial, load_saved_model, refuse_callback_weights
+    from cas.load.torch_files import Reading
 
+    permit = permit or Permit()
     layout = recognize(folder, metadata)
-    sources = sources_of(layout.code) if layout.code is not None and trust is not Trust.NEVER else None
+    options = parse(layout.kind, kwargs)
+    if tags is not None and layout.kind is not Kind.SAVED_MODEL:
+        raise UsageError(f"tags choose a graph of a SavedModel, and this is {layout.kind}")
+    sources = sources_of(layout.code) if layout.code is not None and not permit.safe_only else None
     if layout.kind is Kind.SAVED_MODEL:
-        return load_saved_model(layout, tags, kwargs, trust)
-    if layout.kind is Kind.KERAS_TRIAL:
-        return load_keras_trial(layout, sources, trust)
-    if layout.kind is Kind.KERAS_CALLBACK:
-        raise refuse_callback_weights(layout)
-    return load_torch(layout, Reading(trust, sources, from_store, kwargs))
+        return saved_models.load_saved_model(layout, tags, options, permit, whole=whole)
+    if layout.kind in (Kind.KERAS_TRIAL, Kind.KERAS_FILE, Kind.TF_WEIGHTS):
+        return keras_models.load_keras(layout, sources, options, permit, whole=whole)
+    return load_torch(layout, Reading(permit, sources, from_store, options.loader), options, whole=whole)
 
 
 @contextmanager
 def user_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary view of a user's folder (or of one file): symlinks, so that no loader writes beside the files.
+    """Yield a temporary view of a user's folder: symlinks, so that no loader writes beside the files.
+
+    Of one file that is named, the view holds that and what belongs to it (the parts of an index).
 
     Raises:
         NotFoundError: there is no such folder or file.
         NotAllowedError: something in it cannot be read.
     """
     source = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
-    if not source.exists():
-        raise NotFoundError(f"{path}: no such folder")
+    files = companions(source)
+    if files is None:
+        raise NotFoundError(f"{path}: no such folder or file")
     with tempfile.TemporaryDirectory(prefix="cas-view-", ignore_cleanup_errors=True) as temporary:
         view = Path(temporary, "view")
         view.mkdir()
@@ -74,8 +84,8 @@ def user_folder(path: Path) -> Iterator[Path]:
         try:
             if source.is_dir():
                 _mirror(source, view)
-            else:
-                (view / source.name).symlink_to(source)
+            for file in files:
+                (view / file.name).symlink_to(file)
             yield view
         except CasError as error:
             error.args = (str(error).replace(str(view), shown),)

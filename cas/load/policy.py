@@ -19,169 +19,20 @@ function (`model_def.system`) is found out here. This is no sandbox: code that s
 from __future__ import annotations
 
 import builtins
-import contextlib
 import io
 import logging
 import pickle
-import re
-import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
-from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import TELLING, Verdict, judge, makes_again, may_take_attribute, today
+from cas.errors import UnsafeContentError
+from cas.load.allowlist import Verdict, judge, makes_again, may_take_attribute
+from cas.load.dry_run import dry_run, is_plain_attribute
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
-
-MAGIC = 0x1950A86A20F9469CFC6C  # what files of torch before 1.6 begin with (torch.serialization)
-
-
-# --- the dry run -----------------------------------------------------------------------------------------------
-
-
-class _InertClass(type):
-    """The class of stand-ins for classes: a pickle may make values of them, and not change them."""
-
-    names: tuple[str, str] = ("", "")
-    is_own: bool = False  # of the checkpoint's own code
-    is_called: bool = False  # by the pickle, or given to something that could
-
-    @property
-    def __setstate__(cls) -> None:
-        raise UnsafeContentError(f"it changes {'.'.join(cls.names)} itself")
-
-
-class _Inert(metaclass=_InertClass):
-    """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
-        cls.is_called = True
-        if _calls_its_first(cls.names) and any(_is_foreign_value(one) for one in arguments[:1]):
-            raise UnsafeContentError(f"it gives {'.'.join(cls.names)} a value to call")
-        if _hand_over([arguments, named]) and cls.names[0] in ("operator", "_operator"):
-            raise UnsafeContentError(f"it gives a name to {'.'.join(cls.names)}")  # and gets what it may not change
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __call__(self, *arguments: Any, **named: Any) -> _Inert:
-        if not type(self).is_own:
-            raise UnsafeContentError(f"it calls a value ({'.'.join(type(self).names).strip('.') or 'of a call'})")
-        _hand_over([arguments, named])
-        return _Inert()
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict) or type(self).names == ("functools", "partial"):
-            _hand_over(state)
-
-    def _take(self, *_: Any) -> None:
-        pass
-
-    append = extend = add = __setitem__ = _take
-
-
-def _hand_over(value: object) -> bool:
-    """Note the names in what is given to a call: it may call them. Return whether there are any."""
-    waiting, seen, found = [value], set(), False
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, _InertClass):
-            one.is_called = found = True
-        elif isinstance(one, list | tuple | set | frozenset | dict) and id(one) not in seen:
-            seen.add(id(one))
-            waiting += [*one, *one.values()] if isinstance(one, dict) else one
-    return found
-
-
-def _calls_its_first(names: tuple[str, str]) -> bool:
-    """Whether something harmless calls what it is given first, at once or later."""
-    return names in _CALLERS or names[0].startswith("torch.optim.")
-
-
-def _is_foreign_value(value: object) -> bool:
-    return isinstance(value, _Inert) and not type(value).is_own
-
-
-_CALLERS = {("functools", "partial"), ("collections", "defaultdict"), ("torch._tensor", "_rebuild_from_type_v2")}
-
-
-class _DryUnpickler(pickle.Unpickler):
-    """Runs a pickle with inert stand-ins, and notes the names."""
-
-    def __init__(self, stream: IO[bytes], *, own: Callable[[str], bool], **options: Any) -> None:
-        super().__init__(stream, **options)
-        self._own = own
-        self.names: dict[tuple[str, str], _InertClass] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._note(module, name)
-        return self._getattr if today(module, name) == ("builtins", "getattr") else found
-
-    def _note(self, module: str, name: str) -> _InertClass:
-        if (module, name) not in self.names:
-            made = _InertClass("inert", (_Inert,), {})
-            made.names, made.is_own, made.is_called = (module, name), self._own(module), False
-            self.names[module, name] = made
-        return self.names[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] in ("module", b"module"):
-            return pid[1]  # a class with its source text, as torch before 1.6 wrote it
-        return _Inert()
-
-    def _getattr(self, value: object, name: object) -> Any:
-        """How protocols before 4 name a nested class or a method."""
-        if isinstance(name, str) and _is_plain_attribute(name):
-            if isinstance(value, _InertClass) and value.names[0]:
-                module, outer = value.names
-                return self._note(module, f"{outer}.{name}")
-            if isinstance(value, _Inert) and may_take_attribute(*type(value).names, own=self._own):
-                return _Inert()
-        raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
-
-
-def _is_plain_attribute(name: str) -> bool:
-    return name.isidentifier() and not name.startswith("_") and name not in TELLING
-
-
-def names_in(
-    stream: IO[bytes], *, own: Callable[[str], bool] = lambda module: False, **options: Any
-) -> tuple[list[tuple[str, str]], object]:
-    """Return the (module, name) pairs that one pickle would import, and its value if that is a plain one.
-
-    Reads exactly one pickle from the stream, and calls nothing that it names.
-
-    Raises:
-        UnsafeContentError: it cannot be followed to its end.
-    """
-    unpickler, value = _dry_run(stream, own, options)
-    return list(unpickler.names), value
-
-
-def _dry_run(stream: IO[bytes], own: Callable[[str], bool], options: Mapping[str, Any]) -> tuple[_DryUnpickler, object]:
-    import copyreg
-
-    if copyreg._inverted_registry:  # type: ignore[attr-defined]  # codes that stand for names: nobody uses them
-        raise UnsafeContentError("this process has registered pickle extension codes, which hide names")
-    unpickler = _DryUnpickler(stream, own=own, **options)
-    try:
-        value = unpickler.load()
-    except UnsafeContentError:
-        raise
-    except Exception as error:  # hostile bytes can raise nearly anything
-        found = _worst(unpickler.names, own)
-        named = f"it names {found}, and " if found else ""
-        raise UnsafeContentError(f"{named}it is not a pickle that can be followed to its end: {error}") from error
-    return unpickler, value
-
-
-def _worst(names: Iterable[tuple[str, str]], own: Callable[[str], bool]) -> str | None:
-    return next((f"{m}.{n}" for m, n in names if judge(m, n, own=own) is Verdict.DANGEROUS), None)
 
 
 # --- the policy ------------------------------------------------------------------------------------------------
@@ -205,7 +56,7 @@ class Policy:
             UnsafeContentError: it would call something that it must not; says what.
         """
         start = stream.tell()
-        unpickler, value = _dry_run(stream, self.owns, options)
+        unpickler, value = dry_run(stream, self.owns, options)
         end = stream.tell()
         stream.seek(start)
         self.check(subject, unpickler.names, stream.read(end - start))
@@ -226,7 +77,7 @@ class Policy:
         unclear = {pair for pair in names if judge(*pair, own=self.owns) is not Verdict.HARMLESS}
         if data is not None and unclear:
             for module, name in sorted(unclear & _called_dangerous(data)):
-                raise UnsafeContentError(_refusal(subject, f"{module}.{name}", "picklescan calls it dangerous"))
+                raise UnsafeContentError(refusal(subject, f"{module}.{name}", "picklescan calls it dangerous"))
 
     def owns(self, module: str) -> bool:
         """Whether a module is the checkpoint's."""
@@ -235,9 +86,9 @@ class Policy:
     def _require(self, subject: str, module: str, name: str) -> None:
         verdict = judge(module, name, own=self.owns)
         if verdict is Verdict.DANGEROUS:
-            raise UnsafeContentError(_refusal(subject, f"{module}.{name}", "that can do anything"))
+            raise UnsafeContentError(refusal(subject, f"{module}.{name}", "that can do anything"))
         if verdict is Verdict.VOUCHED and not self.vouched:
-            raise UnsafeContentError(_refusal(subject, f"{module}.{name}", "nobody vouches for this checkpoint's code"))
+            raise UnsafeContentError(refusal(subject, f"{module}.{name}", "nobody vouches for this checkpoint's code"))
 
     # --- the real run --------------------------------------------------------------------------------------
 
@@ -264,7 +115,7 @@ class Policy:
             UnsafeContentError: it is a module, or something dangerous under another name.
         """
         if isinstance(value, ModuleType):
-            raise UnsafeContentError(_refusal(subject, ".".join(asked), f"it is the module {value.__name__}"))
+            raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is the module {value.__name__}"))
         self._require_stored(subject, asked, value)
         if not isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):
             return
@@ -272,7 +123,7 @@ class Policy:
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
         if judge(*asked, own=self.owns) is Verdict.VOUCHED and judge(home, name, own=self.owns) is Verdict.DANGEROUS:
-            raise UnsafeContentError(_refusal(subject, ".".join(asked), f"it is {home}.{name}"))
+            raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
     def _require_stored(self, subject: str, asked: tuple[str, str], value: object) -> None:
         """Refuse a function of an installed package that the dry run did not see as a mere part of a value."""
@@ -280,14 +131,15 @@ class Policy:
             return
         if judge(*asked, own=self.owns) is Verdict.VOUCHED and not makes_again(*asked):
             why = "a function of an installed package that is none of those known to make values again"
-            raise UnsafeContentError(_refusal(subject, ".".join(asked), why))
+            raise UnsafeContentError(refusal(subject, ".".join(asked), why))
 
 
-def _refusal(subject: str, what: str, why: str) -> str:
-    return f"{subject}: loading it would call {what[:200]} ({why}). {_REMEDY}"
+def refusal(subject: str, what: str, why: str) -> str:
+    """Return the message of a refusal: the file, what it would call, why that is refused, and what to do."""
+    return f"{subject}: loading it would call {what[:200]} ({why}). {REMEDY}"
 
 
-_REMEDY = "If you trust whoever made it, load it with trust='always' (CAS_TRUST=always)"
+REMEDY = "If you trust whoever made it, load it with trust='always' (CAS_TRUST=always)"
 
 
 class _GuardedUnpickler(pickle.Unpickler):
@@ -312,6 +164,14 @@ class _GuardedUnpickler(pickle.Unpickler):
         return value
 
     def _find(self, module: str, name: str) -> Any:
+        try:
+            return self._find_there(module, name)
+        except ModuleNotFoundError:
+            if module.partition(".")[0] in _NOT_NEEDED:
+                return _absent(module, name)
+            raise
+
+    def _find_there(self, module: str, name: str) -> Any:
         if self._sources is None:
             return super().find_class(module, name)
         if module == "__main__" and (home := self._sources.defines(name.partition(".")[0])):
@@ -329,18 +189,32 @@ class _GuardedUnpickler(pickle.Unpickler):
         own = self._policy.owns
         home = value if isinstance(value, type) else type(value)
         pair = (home.__module__, home.__qualname__)
-        if not _is_plain_attribute(name):
+        if not is_plain_attribute(name):
             allowed = False
         elif isinstance(value, type):
             allowed = judge(pair[0], f"{pair[1]}.{name}", own=own) is not Verdict.DANGEROUS
         else:
             allowed = may_take_attribute(*pair, own=own)
         if not allowed:
-            raise UnsafeContentError(_refusal(self._subject, f"{'.'.join(pair)}.{name}", "that can do anything"))
+            raise UnsafeContentError(refusal(self._subject, f"{'.'.join(pair)}.{name}", "that can do anything"))
         found = getattr(value, name)
         if isinstance(value, type):  # the dry run lets nobody call a method of a value
             self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
         return found
+
+
+# Packages whose values lie beside the weights (hyperparameters, callbacks) and are not needed to use them.
+_NOT_NEEDED = frozenset({"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning"})
+
+
+def _absent(module: str, name: str) -> type:
+    """Return what stands for a class that is not installed: a dict that takes any state."""
+
+    def take(self: object, *_: Any, **__: Any) -> None:
+        pass
+
+    members = {"__module__": module, "__qualname__": name, "__setstate__": take, "__call__": take}
+    return type(name.rpartition(".")[2], (dict,), members)
 
 
 def _called_dangerous(data: bytes) -> set[tuple[str, str]]:
@@ -362,68 +236,4 @@ def _called_dangerous(data: bytes) -> set[tuple[str, str]]:
     return {(found.module, found.name) for found in result.globals if found.safety is SafetyLevel.Dangerous}
 
 
-# --- files -----------------------------------------------------------------------------------------------------
-
-
-def check_torch_file(path: Path, policy: Policy, *, subject: str | None = None, **options: Any) -> None:
-    """Judge every pickle that `torch.load` would run of a file, in today's format or in that from before 1.6.
-
-    Raises:
-        UnsafeContentError: one of them would call something that it must not.
-        ContentError: it is no file of torch.
-    """
-    name = subject or str(path)
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                _check_zip(path, policy, name, options)
-            else:
-                file.seek(0)
-                _check_legacy(file, policy, name, options)
-    except UnsafeContentError as error:
-        if str(error).startswith(name):
-            raise
-        raise UnsafeContentError(f"{name}: {error}. {_REMEDY}") from error
-
-
-def check_torchscript(path: Path) -> None:
-    """Judge the program in a file of TorchScript: it runs while it is loaded, and two operations write files.
-
-    Raises:
-        UnsafeContentError: it uses one of them.
-    """
-    import torch
-
-    reader = torch._C.PyTorchFileReader(str(path))
-    for name in reader.get_all_records():
-        if name.endswith(".py") and (found := _WRITES_FILES.search(reader.get_record(name))):
-            raise UnsafeContentError(_refusal(str(path), found[0].decode("ascii"), "it is a program that writes files"))
-
-
-# Also `getattr`, which can spell the others; what TorchScript itself writes has none of these words.
-_WRITES_FILES = re.compile(rb"\b(?:from_file|getattr|save)\b")
-
-
-def _check_zip(path: Path, policy: Policy, subject: str, options: dict[str, Any]) -> None:
-    # Torch's own reader: another zip parser could be shown other bytes than torch will run.
-    import torch
-
-    try:
-        data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-    except RuntimeError as error:
-        raise ContentError(f"{subject}: not a whole file of torch: {str(error).splitlines()[0]}") from error
-    policy.check_pickle(subject, io.BytesIO(data), **options)
-
-
-def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[str, Any]) -> None:
-    with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:", format=tarfile.PAX_FORMAT):
-        raise UnsafeContentError("it is in the tar format of torch before 0.2, which cannot be checked")
-    file.seek(0)
-    # The magic number, the protocol, the system's sizes, the object, the keys of the storages whose bytes follow.
-    for number in range(5):
-        value = policy.check_pickle(subject, file, **options)
-        if number == 0 and value != MAGIC:
-            raise ContentError(f"{subject}: a plain pickle, not a file of torch")
-
-
-__all__ = ["Policy", "check_torch_file", "check_torchscript", "names_in"]
+__all__ = ["REMEDY", "Policy", "refusal"]

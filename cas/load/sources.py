@@ -81,7 +81,7 @@ class Sources:
         """Whether a module of this name is the checkpoint's (or, for `determined`, the stand-in's)."""
         top = name.partition(".")[0]
         if top == "determined":
-            return not _is_installed(top)
+            return not is_installed(top)
         return top not in _NEVER and any(self._find(root, top) is not None for root in self._roots)
 
     def defines(self, name: str) -> str | None:
@@ -282,7 +282,8 @@ def _read(code: Path) -> dict[str, bytes]:
     return files
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a package of this name can be imported by everybody."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -1,39 +1,80 @@
-"""Building a trial: its class is found in the checkpoint's `code/` and made with a context of ours."""
+"""Building a trial: its class is found in the checkpoint's `code/` and made with a context.
+
+The context is the real one where the `determined` package is installed, which the class inherits from then, else ours.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-from cas.errors import CasError, ContentError, NotFoundError
+from cas.errors import CasError, ContentError, NotFoundError, UsageError
 from cas.load.layouts import Layout
-from cas.load.sources import Sources
+from cas.load.options import Options
+from cas.load.sources import Sources, is_installed
 from cas.load.standin.lacking import Lacking
 
+log = logging.getLogger("cas.load")
 
-def build_trial(layout: Layout, sources: Sources | None, context: Any) -> Any:
+
+def build_trial(layout: Layout, sources: Sources | None, context: Any, options: Options) -> Any:
     """Import a trial class and make a trial of it.
 
     Raises:
         NotFoundError: the code needs a module that is neither in `code/` nor installed.
         ContentError: `code/` does not have the class.
+        UsageError: the class does not take the arguments that the caller gave for it.
         CasError: the code uses something of `determined` that the stand-in lacks.
     """
+    kind = options.trial_class or _find_class(layout, sources)
+    _require_arguments(kind, options.trial_kwargs)
+    return kind(context, **options.trial_kwargs)
+
+
+def _find_class(layout: Layout, sources: Sources | None) -> Any:
     if sources is None or layout.entrypoint is None:
         raise ContentError(f"{layout.folder}: holds no code/ that builds its model")
     module, _, name = layout.entrypoint.partition(":")
-    if module == "__main__":  # the script that trained
-        module = sources.defines(name.partition(".")[0]) or module
+    if module in ("__main__", ""):  # the script that trained
+        home = sources.defines(name.partition(".")[0])
+        if home is None:
+            raise ContentError(
+                f"{layout.folder}: its trial class {name} was defined in the script that trained, and no file in code/"
+                " defines it; give the class as trial_class="
+            )
+        module = home
     try:
         found: Any = sources.load(module)
-        for part in name.split("."):
-            found = getattr(found, part)
     except Lacking:
         raise
     except ImportError as error:
         raise _explain(layout, error) from error
-    except AttributeError as error:
-        raise ContentError(f"{layout.folder}: code/ does not have the trial class {layout.entrypoint}") from error
-    return found(context)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ContentError(f"{layout.folder}: code/ does not have the trial class {layout.entrypoint}")
+    return found
+
+
+def _require_arguments(kind: Any, said: Mapping[str, Any]) -> None:
+    """Refuse arguments that a trial class does not take before it is called: what it raises itself is its own.
+
+    Raises:
+        UsageError: it takes others.
+    """
+    import inspect
+
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, **said)
+    except TypeError as error:
+        name = getattr(kind, "__name__", "trial_class")
+        raise UsageError(f"{name}{signature} cannot be called with the context and trial_kwargs: {error}") from error
 
 
 def _explain(layout: Layout, error: ImportError) -> CasError:
@@ -47,3 +88,41 @@ def _explain(layout: Layout, error: ImportError) -> CasError:
             f"{layout.folder}: its code needs the module {name}, which is neither in code/ nor installed"
         )
     return ContentError(f"{layout.folder}: its code cannot be imported: {error}")
+
+
+# --- contexts ----------------------------------------------------------------------------------------------------
+
+
+def torch_context(layout: Layout) -> Any:
+    """Return a context for a trial of torch."""
+    hparams, config = dict(layout.hparams), dict(layout.experiment_config)
+    if not is_installed("determined"):
+        from cas.load.standin.pytorch import PyTorchTrialContext
+
+        return PyTorchTrialContext(hparams, config)
+    make = getattr(_real("determined.pytorch"), "CheckpointLoadContext", None)
+    if make is None:
+        raise CasError("the determined package that is installed is older than 0.21: upgrade or remove it")
+    return make(hparams=hparams, exp_conf=config or None)
+
+
+def keras_context(layout: Layout) -> Any:
+    """Return a context for a trial of Keras."""
+    hparams, config = dict(layout.hparams), dict(layout.experiment_config)
+    if not is_installed("determined"):
+        from cas.load.standin.keras import TFKerasTrialContext
+
+        return TFKerasTrialContext(hparams, config)
+    # How hyperparameters are written in a configuration, from which this context reads them.
+    config["hyperparameters"] = {name: {"type": "const", "val": value} for name, value in hparams.items()}
+    return _real("determined.keras").TFKerasTrialContext.from_config(config)
+
+
+def _real(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CasError(f"the determined package is installed, and {module} cannot be imported: {error}") from error
+
+
+__all__ = ["build_trial", "keras_context", "torch_context"]

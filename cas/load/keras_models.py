@@ -1,0 +1,151 @@
+"""Models of Keras: whole ones from a file, and weights for a model that a trial or the caller builds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cas.errors import CasError, ContentError, NotFoundError, UsageError
+from cas.load.keras_config import Judge, config_of_archive, configs_of_h5
+from cas.load.layouts import Kind, Layout
+from cas.load.options import Options
+from cas.load.permit import Permit
+from cas.load.saved_models import require_tensorflow
+from cas.load.sources import Sources
+from cas.load.tf_weights import fill_from_tensorflow, read_tensorflow
+from cas.load.trials import build_trial, keras_context
+
+log = logging.getLogger("cas.load")
+
+_LOADING = ("custom_objects", "compile", "safe_mode")  # arguments of keras.models.load_model
+_FILLING = ("skip_mismatch", "by_name")  # of model.load_weights
+
+
+def load_keras(
+    layout: Layout, sources: Sources | None, options: Options, permit: Permit, *, whole: bool = False
+) -> Any:
+    """Return a Keras model with its weights, or, where nobody builds one, the weights as arrays by name.
+
+    `whole` asks for the trial, whose `build_model()` then returns the model with its weights.
+
+    Raises:
+        UnsafeContentError: the trust policy does not allow what would run.
+        ContentError: it is damaged, or the weights do not fit.
+        NotFoundError: a trial was asked for, and there is none.
+        CasError: TensorFlow is not installed.
+    """
+    if layout.kind is Kind.KERAS_TRIAL or options.trial_class is not None:
+        return _load_trial(layout, sources, options, permit, whole=whole)
+    if whole:
+        raise NotFoundError(f"{layout.folder}: holds {layout.kind} and no trial class; load() gives what it holds")
+    require_tensorflow()
+    if layout.kind is Kind.KERAS_FILE and (configs := _configs(layout.file)):
+        if options.model is not None and layout.file.suffix != ".keras":
+            return _fill(options.model, layout, options, "model=")
+        return _load_model(layout.file, configs, Judge(str(layout.file), permit, sources, _custom(options)), options)
+    if options.model is not None:
+        return _fill(options.model, layout, options, "model=")
+    log.warning(
+        "%s holds Keras weights of a model that only its own code builds: this returns them as arrays by name;"
+        " to fill your model, build it and give it as model=",
+        layout.folder,
+    )
+    return _arrays(layout.file)
+
+
+def _configs(path: Path) -> list[object]:
+    return [config_of_archive(path)] if path.suffix == ".keras" else configs_of_h5(path)
+
+
+def _custom(options: Options) -> Mapping[str, Any]:
+    custom = options.loader.get("custom_objects") or {}
+    if not isinstance(custom, Mapping):
+        raise UsageError(f"custom_objects must map names to classes, not be {type(custom).__name__}")
+    return custom
+
+
+# --- whole models ------------------------------------------------------------------------------------------------
+
+
+def _load_model(path: Path, configs: list[object], judge: Judge, options: Options) -> Any:
+    """Call Keras' own loader on a file whose description was judged."""
+    import keras
+
+    if options.model is not None:
+        raise UsageError(f"{path}: holds a whole model; model= is for weights without one")
+    for config in configs:
+        judge.check(config)
+    said = {name: options.loader[name] for name in _LOADING if name in options.loader}
+    said["custom_objects"] = {**judge.objects, **judge.custom}
+    said.setdefault("safe_mode", judge.permit.scans)
+    if not said["safe_mode"] and judge.permit.scans:
+        raise UsageError("safe_mode=False lets a file run code: it needs trust='always'")
+    try:
+        try:
+            return keras.models.load_model(str(path), **said)
+        except (ValueError, TypeError, AttributeError) as error:
+            if said.get("compile") is not None:
+                raise
+            # What it was trained with (a loss of the user's, an optimizer of Keras 2) matters only to train on.
+            model = keras.models.load_model(str(path), **said, compile=False)
+            log.warning("%s: loaded without what it was trained with (compile): %s", path.name, _line(error))
+            return model
+    except (ValueError, TypeError, OSError, KeyError, AttributeError, IndexError) as error:
+        raise ContentError(f"{path}: Keras cannot load it: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def _load_trial(layout: Layout, sources: Sources | None, options: Options, permit: Permit, *, whole: bool) -> Any:
+    if permit.safe_only:
+        raise permit.refusal(f"{layout.folder}: its model is built by code/ ({layout.entrypoint})")
+    require_tensorflow()
+    trial = build_trial(layout, sources, keras_context(layout), options)
+    model = _fill(trial.build_model(), layout, options, layout.entrypoint or "trial_class=")
+    if not whole:
+        return model
+    trial.build_model = lambda: model
+    return trial
+
+
+def _fill(model: Any, layout: Layout, options: Options, builder: str) -> Any:
+    said = {name: options.loader[name] for name in _FILLING if name in options.loader}
+    if layout.file.suffix not in (".h5", ".hdf5", ".keras"):
+        return fill_from_tensorflow(model, layout.file, builder, said)
+    _ = configs_of_h5(layout.file)  # that its data lie in itself
+    try:
+        model.load_weights(str(layout.file), **said)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise ContentError(f"{layout.file} does not fit the model of {builder}: {_line(error)}") from error
+    except AttributeError as error:
+        if hasattr(model, "load_weights"):
+            raise
+        raise CasError(f"{builder} gave a {type(model).__name__}, not a Keras model") from error
+    return model
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """Return the weights in a file, or in TensorFlow's files, as arrays of numpy by name."""
+    if path.suffix not in (".h5", ".hdf5"):
+        return read_tensorflow(path)
+    import h5py
+
+    found: dict[str, Any] = {}
+
+    def take(name: str, value: Any) -> None:
+        if isinstance(value, h5py.Dataset):
+            found[name] = value[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(take)
+    return found
+
+
+__all__ = ["load_keras"]
