@@ -191,6 +191,21 @@ class Checkpoint:
         """
         return self._enter()[0]
 
+    def storage_reader(self) -> Any:
+        """Return what `torch.distributed.checkpoint.load(state, storage_reader=…)` reads a distributed checkpoint with.
+
+        Every rank of a host reads the same files; nothing is copied.
+
+        Raises:
+            CheckpointNotFoundError: the files are neither here nor at the origin.
+            CasError: torch is not installed.
+        """
+        try:
+            from torch.distributed.checkpoint import FileSystemReader
+        except ImportError as error:
+            raise CasError("a storage reader needs torch: pip install 'checkpoint-cas[torch]'") from error
+        return FileSystemReader(self.view())
+
     def _enter(self) -> tuple[Path, Digest]:
         """Return the view, entered, and the manifest that names it. What is known and here costs no lock, no SQLite."""
         self._require_downloadable()
