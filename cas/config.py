@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -107,6 +108,25 @@ def _seconds(text: object) -> float:
     if not value >= 0:
         raise ValueError("must be a number of seconds, 0 or more")
     return value
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.ASCII | re.IGNORECASE)
+
+
+def size_of(text: object) -> int:
+    """Parse a number of bytes: `500 GiB`, `1.5T`, `200MB` (of 1000 each), `4096`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    if found is None:
+        raise ValueError("must be a number of bytes, like 500GiB")
+    number, unit, ending = found.groups()
+    decimal = (ending or "").lower() == "b"  # GB; G and GiB are of 1024
+    factor = 1000 ** "_kmgtp".index(unit.lower() or "_") if decimal else _UNITS[unit.lower()]
+    return int(float(number) * factor)
 
 
 def _text(text: object) -> str:

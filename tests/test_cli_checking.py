@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +67,68 @@ def test_damage_that_looks_like_nothing_is_found_by_deep_check_only(shell):
 
     assert shell.run("check").ok
     assert shell.run("check", "--deep").code == 4
+
+
+def test_check_says_what_repair_would_do_and_does_it(shell, tmp_path):
+    shell.run("trial", "download", "1", "--latest", "-o", "mine").ok  # noqa: B018
+    path = next(path for path in blobs(shell) if path.read_bytes() == b"c" * 1000)
+    damage(path)
+
+    dry = shell.run("check", "--repair", "--dry-run")
+    again = shell.run("check", "--repair", "--dry-run", "--json")
+
+    assert dry.code == again.code == 4
+    assert f"would copy from {tmp_path}/mine/common: {path}" in dry.out
+    assert path.read_bytes() == b"other bytes"
+    assert [step["remedy"] for step in json.loads(again.out)["plan"]] == ["copy"]
+    found = shell.run("check")
+    assert "repair brings the bytes back, from a copy on this disk or from the origin" in found.out
+    done = shell.run("check", "--repair").ok
+    assert "repaired: missing blob: " in done.out and "nothing is damaged" in done.out
+    assert path.read_bytes() == b"c" * 1000
+    assert shell.run("check", "--deep").ok
+
+
+def test_what_cannot_be_repaired_is_named_and_exits_4(shell):
+    damage(blobs(shell)[0])
+
+    ended = shell.run("check", "--repair")
+    found = json.loads(shell.run("check", "--repair", "--json").out)
+
+    assert ended.code == 4
+    assert "not repaired: damaged blob: " in ended.out and "it was the only copy" in ended.out
+    assert "1 still damaged" in ended.out
+    assert [problem["kind"] for problem in found["left"]] == ["missing blob"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rate", "fast", "--deep"), "must be bytes a second, like 200MiB/s, not 'fast'"),
+        (("--rate", "0", "--deep"), "must be bytes a second"),
+        (("--rate", "1MiB/s"), "--rate goes with --deep"),
+        (("--anew",), "--anew goes with --deep"),
+        (("everything",), "unrecognized arguments: everything"),
+    ],
+)
+def test_wrong_words(shell, words, message):
+    ended = shell.run("check", *words)
+
+    assert ended.code == 2
+    assert message in ended.line
+
+
+def test_a_deep_check_that_is_interrupted_goes_on(shell):
+    shell.variables["CAS_PROGRESS"] = "off"
+    process = shell.start("check", "--deep", "--rate", "100")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "a deep check goes on where it was" in err
+    assert "nothing is damaged" in shell.run("check", "--deep").ok.out

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cas.config import DeterminedEnvironment, Link, Progress, Settings, Trust, Verify, config_file, explain
+from cas.config import DeterminedEnvironment, Link, Progress, Settings, Trust, Verify, config_file, explain, size_of
 from cas.errors import UsageError
 
 
@@ -151,3 +151,17 @@ def test_passwords_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = DeterminedEnvironment.load()
     assert (found.password, found.user_token) == ("secret-word",) * 2
     assert "secret-word" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("200MiB", 200 << 20), ("1.5 G", 3 << 29), ("2kB", 2000), ("3TB", 3 * 10**12), ("1gib", 1 << 30)],
+)
+def test_numbers_of_bytes(text: str, size: int) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1e9", "5 XB", "1.2.3", "MiB", None])
+def test_what_is_no_number_of_bytes(text: object) -> None:
+    with pytest.raises(ValueError, match="must be a number of bytes, like 500GiB"):
+        size_of(text)

@@ -146,6 +146,19 @@ def checkpoint_uuid(text: str) -> str:
         raise argparse.ArgumentTypeError(f"must be a checkpoint UUID, not {text!r:.80}") from None
 
 
+def transfer_rate(text: str) -> int:
+    """Parse how many bytes a second: `200MiB/s`, `200M`."""
+    from cas.config import size_of
+
+    try:
+        rate = size_of(text.removesuffix("/s"))
+    except ValueError:
+        rate = 0
+    if not rate:
+        raise argparse.ArgumentTypeError(f"must be bytes a second, like 200MiB/s, not {text!r:.80}")
+    return rate
+
+
 def metric(text: str) -> tuple[str, float]:
     """Parse `NAME=VALUE`, with a number as value (`nan` and `inf` too)."""
     name, sign, value = text.partition("=")

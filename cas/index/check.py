@@ -8,60 +8,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from cas.errors import CasError, ContentError
-from cas.index import lines
+from cas.index import disk, lines
+from cas.index.copies import peek_manifest
+from cas.index.deep import Cursor, Pace
 from cas.index.digest import Digest
 from cas.index.disk import Signature
+from cas.index.facts import BlobFact
 from cas.index.locks import is_abandoned
+from cas.index.problems import Kind as Kind
+from cas.index.problems import Problem as Problem
+from cas.index.problems import Severity as Severity
 from cas.index.store import Store
 
 log = logging.getLogger("cas.index")
 
+T = TypeVar("T")
 
-class Kind(StrEnum):
-    """What is wrong."""
-
-    DAMAGED_BLOB = "damaged blob"  # other bytes than its name says; it is in aside/ now
-    DAMAGED_MANIFEST = "damaged manifest"
-    MISSING_MANIFEST = "missing manifest"  # a ref names it
-    MISSING_BLOB = "missing blob"  # a manifest names it: legal, but the checkpoint cannot be loaded without its origin
-    TORN_LINE = "torn line"  # in facts or records
-    STRAY_FILE = "stray file"  # a name in blobs/ or manifests/ that is no digest
-    WRITABLE = "writable blob"
-    UNREFERENCED = "unreferenced blob"  # no checkpoint needs it
-    ABANDONED = "abandoned transfer"
-    ASIDE = "put aside"
-
-
-class Severity(StrEnum):
-    """How bad it is."""
-
-    DAMAGE = "damage"  # bytes are wrong or gone
-    DEBRIS = "debris"  # takes room, harms nobody
-
-
-_DEBRIS = {Kind.UNREFERENCED, Kind.ABANDONED, Kind.ASIDE}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that check found wrong, with what it means and what can be done."""
-
-    kind: Kind
-    path: Path
-    message: str
-    digest: Digest | None = None
-    size: int = 0
-
-    @property
-    def severity(self) -> Severity:
-        """How bad it is."""
-        return Severity.DEBRIS if self.kind in _DEBRIS else Severity.DAMAGE
+_BATCH = 1000  # blobs whose facts are asked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +42,7 @@ class CheckReport:
     blobs: int
     size: int
     read: int
+    read_before: int  # not read now: a deep check that was interrupted had read them
     unproven: int  # not read, and without a usable fact: they will be hashed before they are used
 
     @property
@@ -83,73 +54,171 @@ class CheckReport:
 Advance = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def check(store: Store, *, deep: bool = False, advance: Advance | None = None) -> CheckReport:
-    """Check a store; `deep` reads every blob, else only those whose stat is not what a fact says."""
-    blobs = _Blobs(store, deep=deep)
-    problems = list(blobs.problems(advance))
+def check(
+    store: Store,
+    *,
+    deep: bool = False,
+    rate: int | None = None,
+    anew: bool = False,
+    put_aside: bool = True,
+    advance: Advance | None = None,
+) -> CheckReport:
+    """Check a store.
+
+    Args:
+        store: which.
+        deep: read every blob, else only those whose stat is not what a fact says. Goes on where a deep check of this
+            host's user was interrupted less than a week ago, in the same boot.
+        rate: read no more than so many bytes a second.
+        anew: read every blob, wherever an earlier check stopped.
+        put_aside: move damaged blobs away; else they are only named.
+        advance: called with the bytes done and the bytes in all.
+    """
+    blobs = _Blobs(store, deep=deep, put_aside=put_aside)
+    with _noting(store):
+        problems = list(blobs.problems(rate, anew=anew, advance=advance))
     problems += _checkpoints(store, blobs)
+    problems += _stray_manifests(store)
     problems += _lines(store)
     problems += _debris(store)
-    return CheckReport(tuple(problems), len(blobs.sizes), sum(blobs.sizes.values()), blobs.read, blobs.unproven)
+    counts = (blobs.read, blobs.read_before, blobs.unproven)
+    return CheckReport(tuple(problems), len(blobs.sizes), sum(blobs.sizes.values()), *counts)
+
+
+@contextlib.contextmanager
+def _noting(store: Store) -> Iterator[None]:
+    """Within, what is found right is noted many at a time; in a home that we may only read, not at all."""
+    done = False
+    try:
+        with store.facts.grouped():
+            yield
+            done = True
+    except OSError as error:
+        if not done:
+            raise
+        log.info("what was found right is not noted: %s", error)
+
+
+class _File(NamedTuple):
+    """A file below `blobs/`; its digest, if its name is one."""
+
+    path: str
+    digest: Digest | None
+    stat: os.stat_result
 
 
 class _Blobs:
-    def __init__(self, store: Store, *, deep: bool) -> None:
+    def __init__(self, store: Store, *, deep: bool, put_aside: bool) -> None:
         self.store = store
         self.deep = deep
+        self.put_aside = put_aside
         self.sizes: dict[Digest, int] = {}
         self.read = 0
+        self.read_before = 0
         self.unproven = 0
 
-    def problems(self, advance: Advance | None) -> Iterator[Problem]:
-        found = list(_files(self.store.home / "blobs"))
-        total, done = sum(stat.st_size for _, stat in found), 0
-        for path, stat in found:
-            yield from self._problems(path, stat)
-            done += stat.st_size
-            if advance is not None:
-                advance(done, total)
+    def problems(self, rate: int | None, *, anew: bool, advance: Advance | None) -> Iterator[Problem]:
+        found = list(_blobs(self.store))
+        total, done, reached = sum(file.stat.st_size for file in found), 0, 0
+        start = Cursor.anew if anew else Cursor.resume
+        cursor = start(self.store) if self.deep else None
 
-    def _problems(self, path: Path, stat: os.stat_result) -> Iterator[Problem]:
+        def tell(count: int) -> None:
+            nonlocal reached
+            reached = min(reached + count, total)
+            if advance is not None:
+                advance(reached, total)
+
         try:
-            digest = Digest(path.parent.name + path.name)
-        except ContentError:
+            for batch in _batches(found, _BATCH):
+                facts = self.store.facts.blobs(file.digest for file in batch if file.digest is not None)
+                for file in batch:
+                    reading = Pace(rate, tell)
+                    yield from self._problems(file, facts.get(file.digest, []) if file.digest else [], cursor, reading)
+                    done += file.stat.st_size
+                    tell(max(done - reached, 0))
+        except BaseException:
+            if cursor is not None:
+                cursor.save()
+            raise
+        if cursor is not None:
+            cursor.done()
+
+    def _problems(self, file: _File, facts: list[BlobFact], cursor: Cursor | None, pace: Pace) -> Iterator[Problem]:
+        path, digest, stat = Path(file.path), file.digest, file.stat
+        if digest is None:
             yield Problem(Kind.STRAY_FILE, path, "no blob: its name is no digest; move it away", size=stat.st_size)
             return
         self.sizes[digest] = stat.st_size
         try:
-            wrong = self._is_wrong(digest, path, self.store.owners.signature(stat))
+            wrong = self._is_wrong(digest, self.store.owners.signature(stat), facts, cursor, pace)
         except FileNotFoundError:  # removed in between: whether it is missed is seen with the checkpoints
             del self.sizes[digest]
             return
+        except OSError as error:  # not ours to read
+            self.unproven += 1
+            log.warning("blob %s cannot be read: %s", digest, error)
+            return
         if wrong:
             del self.sizes[digest]
-            held = _put_aside(self.store, digest)
-            where = f"it lies in {held} now" if held else "it could not be moved away"
-            text = f"its bytes are not those of its name; {where}; the next download of a checkpoint with it heals it"
-            yield Problem(Kind.DAMAGED_BLOB, path, text, digest, stat.st_size)
+            yield Problem(Kind.DAMAGED_BLOB, path, self._take_away(digest), digest, stat.st_size)
         elif stat.st_mode & 0o222:
             yield Problem(Kind.WRITABLE, path, "should be read-only: chmod a-w", digest, stat.st_size)
 
-    def _is_wrong(self, digest: Digest, path: Path, signature: Signature) -> bool:
-        facts = self.store.facts.blob(digest)
+    def _is_wrong(
+        self, digest: Digest, signature: Signature, facts: list[BlobFact], cursor: Cursor | None, pace: Pace
+    ) -> bool:
         matching = [fact for fact in facts if fact.signature == signature]
-        if not self.deep:
-            if any(fact.usable for fact in matching):
+        is_usable = any(fact.usable for fact in matching)
+        if cursor is None:
+            if is_usable:
                 return False
             if matching or not facts:
                 self.unproven += 1
                 return False
+        elif is_usable and cursor.passed(digest):
+            self.read_before += 1
+            return False
         self.read += 1
-        return Digest.of_file(path) != digest
+        is_right = self.store.blobs.verify(digest, pace)
+        if cursor is not None:
+            cursor.reached(digest)
+        return not is_right
+
+    def has(self, digest: Digest) -> bool:
+        """Whether a blob that a checkpoint needs is here: one that came meanwhile, or comes back from `aside/`, too."""
+        if digest in self.sizes:
+            return True
+        return self.store.has(digest) if self.put_aside else _is_held(self.store, digest)
+
+    def _take_away(self, digest: Digest) -> str:
+        text = "its bytes are not those of its name"
+        if not self.put_aside:
+            return text
+        try:
+            held = self.store.blobs.put_aside(digest)
+        except OSError as error:
+            log.warning("cannot move the damaged blob %s away: %s", digest, error)
+            held = None
+        where = f"it lies in {held} now" if held else "it could not be moved away"
+        return f"{text}; {where}; the next download of a checkpoint with it heals it"
 
 
-def _put_aside(store: Store, digest: Digest) -> Path | None:
-    try:
-        return store.blobs.put_aside(digest)
-    except OSError as error:
-        log.warning("cannot move the damaged blob %s away: %s", digest, error)
-        return None
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def _blobs(store: Store) -> Iterator[_File]:
+    """Yield everything below `blobs/`, in order of digest."""
+    root = os.fspath(store.home / "blobs")
+    for path, stat in _files(root):
+        above, _, name = path[len(root) + 1 :].rpartition("/")
+        try:
+            yield _File(path, Digest(above + name) if len(above) == 2 else None, stat)
+        except ContentError:
+            yield _File(path, None, stat)
 
 
 def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
@@ -159,51 +228,98 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
             path = store.layout.manifest(digest)
             existed = path.exists()
             try:
-                manifest = store.refs.get(digest)
+                manifest = store.refs.get(digest) if blobs.put_aside else peek_manifest(store, digest)
             except CasError as error:
-                yield Problem(Kind.DAMAGED_MANIFEST, path, f"{error} (checkpoint {uuid})", digest)
+                text = f"{error} (checkpoint {uuid})"
+                yield Problem(Kind.DAMAGED_MANIFEST, path, text, digest, checkpoint=(registry, uuid))
+                continue
+            except OSError as error:
+                text = f"cannot be read: {error.strerror} (checkpoint {uuid})"
+                yield Problem(Kind.DAMAGED_MANIFEST, path, text, digest, checkpoint=(registry, uuid))
                 continue
             if manifest is None:
                 kind = Kind.DAMAGED_MANIFEST if existed else Kind.MISSING_MANIFEST
                 text = f"checkpoint {uuid} of {registry} cannot be listed without it; download it again"
-                yield Problem(kind, path, text, digest)
+                yield Problem(kind, path, text, digest, checkpoint=(registry, uuid))
                 continue
             for entry in manifest.files:
                 if entry.digest is None or entry.digest in needed:
                     continue
                 needed.add(entry.digest)
-                if entry.digest not in blobs.sizes and not store.has(entry.digest):
+                if not blobs.has(entry.digest):
                     text = f"{entry.path} of checkpoint {uuid} of {registry} is not here; downloading it brings it back"
-                    yield Problem(Kind.MISSING_BLOB, store.layout.blob(entry.digest), text, entry.digest, entry.size)
+                    where = store.layout.blob(entry.digest)
+                    yield Problem(Kind.MISSING_BLOB, where, text, entry.digest, entry.size, (registry, uuid))
     for digest, size in blobs.sizes.items():
         if digest not in needed:
             yield Problem(Kind.UNREFERENCED, store.layout.blob(digest), "no checkpoint needs it", digest, size)
+
+
+def _stray_manifests(store: Store) -> Iterator[Problem]:
+    root = os.fspath(store.home / "manifests")
+    for path, stat in _files(root):
+        above, _, name = path[len(root) + 1 :].rpartition("/")
+        if not (len(above) == 2 and name.endswith(".json") and _is_digest(above + name.removesuffix(".json"))):
+            text = "no manifest: its name is no digest; move it away"
+            yield Problem(Kind.STRAY_FILE, Path(path), text, size=stat.st_size)
+
+
+def _is_digest(hex: str) -> bool:
+    with contextlib.suppress(ContentError):
+        Digest(hex)
+        return True
+    return False
 
 
 def _lines(store: Store) -> Iterator[Problem]:
     for pattern in ("facts/*.jsonl", "records/*/*.jsonl"):
         for path in sorted(store.home.glob(pattern)):
             torn = lines.Torn()
-            with contextlib.suppress(FileNotFoundError):  # of records that were written anew meanwhile
+            try:
                 for _ in lines.read(path, torn=torn):
                     pass
+            except FileNotFoundError:  # written anew meanwhile
+                continue
+            except OSError as error:
+                yield Problem(Kind.TORN_LINE, path, f"cannot be read: {error.strerror}; every reader passes over it")
+                continue
             if torn.count:
                 text = f"{torn.count} lines are damaged and are skipped by every reader"
                 yield Problem(Kind.TORN_LINE, path, text)
 
 
 def _debris(store: Store) -> Iterator[Problem]:
-    for path, stat in _files(store.home / "aside"):
-        yield Problem(Kind.ASIDE, path, "was damaged, or on its way out, and is used by nobody", size=stat.st_size)
-    for claim, _ in _files(store.home / "ingest"):
+    for path, stat in _files(os.fspath(store.home / "aside")):
+        digest = _digest_aside(Path(path).name)
+        text = "was damaged, or on its way out, and is used by nobody"
+        yield Problem(Kind.ASIDE, Path(path), text, digest, stat.st_size)
+    for name, _ in _files(os.fspath(store.home / "ingest")):
+        claim = Path(name)
         if claim.name == "claim" and is_abandoned(claim):
-            size = sum(stat.st_size for _, stat in _files(claim.parent))
+            size = sum(stat.st_size for _, stat in _files(os.fspath(claim.parent)))
             text = "of a process that was killed; downloading the same again resumes it"
             yield Problem(Kind.ABANDONED, claim.parent, text, size=size)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _is_held(store: Store, digest: Digest) -> bool:
+    """Whether the bytes of a blob lie in `aside/`, from where the next reader brings them back."""
+    for name in disk.names(store.home / "aside"):
+        if name.startswith(f"{digest.hex}."):
+            with contextlib.suppress(OSError):
+                if Digest.of_file(store.home / "aside" / name) == digest:
+                    return True
+    return False
+
+
+def _digest_aside(name: str) -> Digest | None:
+    """The digest of what is held under a name in `aside/`, if it is a blob or a manifest."""
+    with contextlib.suppress(ContentError):
+        return Digest(name.partition(".")[0])
+    return None
+
+
+def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
     # Not by Path.rglob: folders that somebody removes meanwhile are errors to it.
-    for path in sorted(Path(above, name) for above, _, names in os.walk(folder) for name in names):
+    for path in sorted(f"{above}/{name}" for above, _, names in os.walk(folder) for name in names):
         with contextlib.suppress(FileNotFoundError):
-            yield path, path.lstat()
+            yield path, os.lstat(path)

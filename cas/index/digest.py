@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -43,11 +44,14 @@ class Digest:
         return cls(blake3.blake3(data).hexdigest())
 
     @classmethod
-    def of_file(cls, path: str | os.PathLike[str] | int) -> Self:
-        """Return the digest of a file (a path or an open descriptor), read through the page cache."""
+    def of_file(cls, path: str | os.PathLike[str] | int, pace: Callable[[int], None] | None = None) -> Self:
+        """Return the digest of a file (a path or an open descriptor), read through the page cache.
+
+        `pace` is called with the number of bytes after each read, and may take its time.
+        """
         fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return cls(_hash_descriptor(fd))
+            return cls(_hash_descriptor(fd, pace))
         finally:
             if fd is not path:
                 os.close(fd)
@@ -56,7 +60,7 @@ class Digest:
         return _PREFIX + self.hex
 
 
-def _hash_descriptor(fd: int) -> str:
+def _hash_descriptor(fd: int, pace: Callable[[int], None] | None) -> str:
     # Read, not mapped: a file that shrinks while it is mapped kills the process with SIGBUS.
     hasher = blake3.blake3()
     buffer = memoryview(bytearray(_WINDOW))
@@ -64,4 +68,6 @@ def _hash_descriptor(fd: int) -> str:
     while count := os.preadv(fd, [buffer], offset):
         hasher.update(buffer[:count])
         offset += count
+        if pace is not None:
+            pace(count)
     return hasher.hexdigest()

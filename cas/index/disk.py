@@ -442,6 +442,12 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
+def forget_cached(fd: int) -> None:
+    """Let the next read of a file come from the disk: what is in memory, written and unused, is dropped."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def names(folder: Path) -> list[str]:
     """Return the names in a folder, sorted; none of one that is not there or cannot be read."""
     try:

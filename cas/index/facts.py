@@ -58,6 +58,15 @@ class OriginFact:
     proof: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeepCheck:
+    """How far this host's user has read all blobs, in order of digest: up to this hex (empty: all), since when."""
+
+    after: str
+    begun: float
+    boot: str | None
+
+
 @dataclass(slots=True)
 class _Group:
     """Facts of one process that wait to be appended together."""
@@ -86,7 +95,7 @@ class Facts:
     def add(self, payloads: list[dict[str, Any]], *, durable: bool = False) -> None:
         """Append facts with one write."""
         path = self._layout.facts
-        lines.append(path, payloads, durable=durable)
+        lines.append(path, payloads, durable=durable, may_move=True)
         if durable:
             disk.sync_names(path.parent, self._layout.notes)
 
@@ -119,7 +128,7 @@ class Facts:
         with group.lock:
             waiting, group.waiting = group.waiting, []
         try:
-            lines.append(self._layout.facts, waiting)
+            lines.append(self._layout.facts, waiting, may_move=True)
         except OSError:  # a full disk, which may have room again when the work ends: what was fetched stays known
             with group.lock:
                 group.waiting[:0] = waiting
@@ -132,13 +141,13 @@ class Facts:
 
     def blob(self, digest: Digest) -> list[BlobFact]:
         """Return each host's last fact about a blob."""
-        found = []
-        for payload in self._index.facts("blob", str(digest)):
-            values = [payload.get(name) for name in ("size", "mtime", "inode")] + [payload.get("changed", 0)]
-            if all(isinstance(value, int) for value in values):
-                signature = Signature(*values)  # type: ignore[arg-type]  # checked in the line above
-                found.append(BlobFact(digest, signature, payload.get("boot"), payload.get("sealed") is True))
-        return found
+        return _blob_facts(digest, self._index.facts("blob", str(digest)))
+
+    def blobs(self, digests: Iterable[Digest]) -> dict[Digest, list[BlobFact]]:
+        """Return what `blob` does, of many blobs at once; of those with no fact nothing."""
+        keys = {str(digest): digest for digest in digests}
+        payloads = self._index.facts_of("blob", keys)
+        return {keys[key]: _blob_facts(keys[key], found) for key, found in payloads.items()}
 
     def origin(self, identity: RemoteIdentity) -> OriginFact | None:
         """Return what was last proven of a remote identity's bytes; one without a validator proves nothing."""
@@ -165,6 +174,31 @@ class Facts:
     def add_target(self, path: Path, data: dict[str, Any]) -> None:
         """Record what was materialized in a user's folder."""
         self.add([{"kind": "target", "key": _target_key(path), "at": disk.now(), **data}])
+
+    # --- how far a check has come -----------------------------------------------------------------------------
+
+    def deep_check(self) -> DeepCheck | None:
+        """Return how far this host's user last came with reading all blobs."""
+        last = max(self._index.facts("check", f"deep {disk.writer_name()}"), key=_at, default=None)
+        if last is None or not isinstance(last.get("after"), str) or not isinstance(last.get("begun"), int | float):
+            return None
+        return DeepCheck(last["after"], float(last["begun"]), last.get("boot"))
+
+    def add_deep_check(self, after: str, begun: float) -> None:
+        """Record how far it is."""
+        key = f"deep {disk.writer_name()}"
+        said = {"after": after, "begun": begun, "boot": disk.boot_id(), "at": disk.now()}
+        self.add([{"kind": "check", "key": key, **said}])
+
+
+def _blob_facts(digest: Digest, payloads: list[dict[str, Any]]) -> list[BlobFact]:
+    found = []
+    for payload in payloads:
+        values = [payload.get(name) for name in ("size", "mtime", "inode")] + [payload.get("changed", 0)]
+        if all(isinstance(value, int) for value in values):
+            signature = Signature(*values)  # type: ignore[arg-type]  # checked in the line above
+            found.append(BlobFact(digest, signature, payload.get("boot"), payload.get("sealed") is True))
+    return found
 
 
 def _last_origin(payloads: list[dict[str, Any]]) -> OriginFact | None:

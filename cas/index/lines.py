@@ -91,9 +91,10 @@ class Line:
 
 @dataclass(slots=True)
 class Torn:
-    """How many lines a reader skipped because they were torn or damaged."""
+    """How many lines a reader skipped because they were torn or damaged; `kept`: their bytes, if those are wanted."""
 
     count: int = 0
+    kept: list[bytes] | None = None
 
 
 def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]:
@@ -119,6 +120,8 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
                 yield Line(raw, payload, offset)
             elif torn is not None:
                 torn.count += 1
+                if torn.kept is not None:
+                    torn.kept.append(raw)
 
 
 def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool = False, may_move: bool = False) -> None:

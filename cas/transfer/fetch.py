@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cas.config import Settings
@@ -106,6 +106,24 @@ def pull(
         return report
 
 
+def fetch_files(
+    store: Store, remote: Remote, files: Sequence[RemoteFile], *, settings: Settings, progress: Drawer | None = None
+) -> dict[str, Digest]:
+    """Bring some files of a remote into the store, and say of no checkpoint that it consists of them.
+
+    Returns:
+        The digest of each, by path.
+
+    Raises:
+        CasError: as `pull`.
+    """
+    with explained(f"cannot write into {store.home}"):
+        session = Session(store, remote, settings, None)
+        work = _Pull(session, _Expected({}, partial=True), progress or drawer(settings.progress, "files"))
+        work.fetch(files)
+        return {path: entry.digest for path, entry in session.entries.items() if entry.digest is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What a registry says of the files: path → bytes, and whether some may be missing."""
@@ -152,6 +170,10 @@ class _Pull:
             bytes_here=first.bytes_here,
             seconds=time.monotonic() - began,
         )
+
+    def fetch(self, files: Sequence[RemoteFile]) -> None:
+        """Bring files that were listed."""
+        self._execute(self._plan(Listing(tuple(files))))
 
     def _list(self) -> Listing:
         remote = self._session.remote
