@@ -27,7 +27,7 @@ class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
         self.source = source
         self.faults = faults
         self.written = 0
-        self.lock = threading.Lock()
+        self.counting = threading.Lock()
 
     def real(self, path: str) -> str:
         if "fold" not in self.faults:
@@ -50,7 +50,7 @@ class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-        with self.lock:
+        with self.counting:
             if self.written + len(data) > int(self.faults.get("quota", 1 << 62)):
                 raise mfusepy.FuseOSError(errno.EDQUOT)
             self.written += len(data)
@@ -63,8 +63,12 @@ class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
         found = {name: getattr(stat, name) for name in _STAT}
         return found | {name: getattr(stat, f"{name}_ns") for name in _TIMES}
 
-    def readdir(self, path: str, fh: int) -> list[str]:
-        return [".", "..", *os.listdir(self.real(path))]
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        with os.scandir(self.real(path)) as entries:
+            found = [(one.name, one.stat(follow_symlinks=False)) for one in entries]
+        above = os.lstat(self.real(path))  # names without an inode would be passed over
+        listed = [(".", above), ("..", above), *found]
+        return [(name, {"st_mode": stat.st_mode, "st_ino": stat.st_ino}, 0) for name, stat in listed]
 
     def readlink(self, path: str) -> str:
         return os.readlink(self.real(path))

@@ -21,7 +21,7 @@ import sys, time
 from pathlib import Path
 from cas.index.locks import exclusive
 with exclusive(Path(sys.argv[1]), progress=lambda: None, stall=5) as held:
-    print(held, flush=True)
+    print(bool(held), flush=True)
     time.sleep(600)
 """
 

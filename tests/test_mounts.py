@@ -64,6 +64,7 @@ def test_a_faulty_disk_has_the_faults_and_no_others(tmp_path: Path) -> None:
         assert (disk / "file").read_bytes() == b"x" * 60
         assert refusal(os.link, disk / "File", disk / "link") == errno.EPERM
         assert refusal((disk / "other").write_bytes, b"x" * 60) == errno.EDQUOT
+        assert sorted(os.listdir(disk)) == ["File", "other"]
         os.symlink("File", disk / "symlink")
         assert (disk / "symlink").read_bytes() == b"x" * 60
         os.utime(disk / "File", ns=(1, 2))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cas.index.probe import file_system, mounted_type, probe
+from cas.index.mounts import file_system, mounted_type
+from cas.index.probe import probe
 
 TABLE = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
 30 22 0:25 / /proc rw - proc proc rw

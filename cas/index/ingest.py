@@ -58,8 +58,9 @@ class Publisher(Protocol):
 class Staging:
     """One process's folder of partial files for one piece of work; removed at the end, left by a kill."""
 
-    def __init__(self, folder: Path, publisher: Publisher) -> None:
+    def __init__(self, folder: Path, publisher: Publisher, *, leases: bool = False) -> None:
         self._publisher = publisher
+        self._leases = leases  # whether locks tell nothing here: whose process is dead is seen by its age alone
         self._numbers = itertools.count()
         self.folder = folder / secrets.token_hex(8)
         disk.make_folder(self.folder, 0o700)
@@ -93,10 +94,12 @@ class Staging:
     def close(self) -> None:
         """Remove the folder, and those of dead processes that worked on the same."""
         self._claim.release()
-        disk.remove_tree(self.folder)
-        for other in _siblings(self.folder):
-            if is_abandoned(other / "claim"):
-                disk.remove_tree(other)
+        dead = [other for other in _siblings(self.folder) if is_abandoned(other / "claim", by_age=self._leases)]
+        for folder in (self.folder, *dead):
+            try:
+                disk.remove_tree(folder)
+            except OSError as error:  # a file that is open stays, on NFS, under another name: it goes the next time
+                log.info("%s is not removed now: %s", folder, error)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
 

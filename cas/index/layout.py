@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cas.errors import CasError, ContentError, NotAllowedError, UsageError
-from cas.index import disk
+from cas.index import disk, locks
 from cas.index.digest import Digest
 
 FORMAT = 1
@@ -169,8 +169,13 @@ def is_groups(root: Path) -> bool:
     return root.stat().st_mode & wanted == wanted
 
 
-def prepare(root: Path, *, shared: bool = False) -> Format:
-    """Make `root` a home if it is not one yet (with `shared`: a group's); return what `format.json` says.
+def prepare(root: Path, *, shared: bool = False, network: bool = False) -> Format:
+    """Make `root` a home if it is not one yet; return what `format.json` says.
+
+    Args:
+        root: the folder.
+        shared: make it a group's.
+        network: it is on a network file system, where flock may keep out this host's processes and no others.
 
     Raises:
         UsageError: it is something else: a file, or a folder with other things in it.
@@ -193,7 +198,8 @@ def prepare(root: Path, *, shared: bool = False) -> Format:
         for name in ("ingest", "views"):
             disk.make_folder(root / name)
             _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
-        document = {"cas": "store", "format": FORMAT, "store": secrets.token_hex(16), "locks": "flock"}
+        kind = "flock" if not network and locks.work_in(root / "ingest") else "lease"
+        document = {"cas": "store", "format": FORMAT, "store": secrets.token_hex(16), "locks": kind}
         _write_new(root / "format.json", json.dumps(document, indent=1).encode() + b"\n")
         with contextlib.suppress(PermissionError):  # a folder above that we may pass, but not read
             disk.sync_names(root, known)

@@ -5,44 +5,62 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cas.index import disk
+from cas.index.mounts import file_system, is_network
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger("cas.index")
 
+LEASE = 30.0  # seconds without a sign of life after which a lease is another's to take
+QUIET = 86_400.0  # seconds without a change after which a transfer is dead, where no lock can tell
 UNCLAIMED = 3600.0  # seconds after which a folder without a claim is one of a killed process
 POLL = (0.02, 0.25)  # seconds between tries: the first, and the longest
 
 
+@dataclass(slots=True)
+class Hold:
+    """Whether a lock is held; true until it is lost, as a lease is by a process that was stopped for too long."""
+
+    held: bool
+    lost: bool = False
+
+    def __bool__(self) -> bool:
+        return self.held and not self.lost
+
+
 @contextlib.contextmanager
-def exclusive(path: Path, *, progress: Callable[[], object], stall: float) -> Iterator[bool]:
+def exclusive(
+    path: Path, *, progress: Callable[[], object], stall: float, lease: float | None = None, mode: int = 0o644
+) -> Iterator[Hold]:
     """Hold a lock; yield whether it is held.
 
     Waits as long as the value of `progress()` (what the holder gets done) changes. After `stall` seconds without
-    a change, or where this disk has no locks, goes on without it and yields False.
-    """
-    from filelock import FileLock, Timeout  # imported late: `import cas` must stay fast
+    a change, or where this disk has no locks, goes on without it.
 
-    lock = FileLock(path, timeout=0, is_singleton=False, thread_local=False)
+    Args:
+        path: the lock file.
+        progress: what changes while the holder works.
+        stall: seconds.
+        lease: take a lease in place of flock, which ends so many seconds after its holder's last sign of life; for
+            disks where flock does nothing. All processes must say the same.
+        mode: of the lock file, whatever the umask.
+    """
+    hold = Hold(held=False)
+    lock = _lock(path, lease, mode, hold)
     last, since, pause = progress(), disk.monotonic(), POLL[0]
-    held = False
     try:
-        while True:
-            try:
-                disk.make_folder(path.parent)
-                lock.acquire()
-                held = True
-                break
-            except Timeout:
-                pass
-            except (OSError, NotImplementedError) as error:
-                log.info("no lock %s: %s", path.name, error)
-                break
+        while not _acquire(lock, path, hold):
             current = progress()
             if current != last:
                 last, since = current, disk.monotonic()
@@ -51,10 +69,66 @@ def exclusive(path: Path, *, progress: Callable[[], object], stall: float) -> It
                 break
             time.sleep(pause)
             pause = min(pause * 1.5, POLL[1])
-        yield held
+        yield hold
     finally:
-        if held:
-            lock.release()
+        if hold.lost:
+            log.info("the lock %s was lost: this process was stopped, and another one did the same work", path.name)
+        if hold.held:
+            with contextlib.suppress(OSError):  # of a lease that is another's by now, or a folder that is gone
+                lock.release()
+
+
+def _lock(path: Path, lease: float | None, mode: int, hold: Hold) -> BaseFileLock:
+    from filelock import FileLock, SoftFileLease  # imported late: `import cas` must stay fast
+
+    if lease is None:
+        return FileLock(path, timeout=0, is_singleton=False, thread_local=False, mode=mode)
+
+    def lose(_: object) -> None:
+        hold.lost = True
+
+    options: dict[str, Any] = {"timeout": 0, "is_singleton": False, "thread_local": False, "mode": mode}
+    return SoftFileLease(path, lease_duration=lease, heartbeat_interval=lease / 5, on_compromise=lose, **options)
+
+
+def _acquire(lock: BaseFileLock, path: Path, hold: Hold) -> bool:
+    """Try once; return False if it is another's. Where there are no locks, that is the end of it: it is not held."""
+    from filelock import Timeout
+
+    try:
+        disk.make_folder(path.parent)
+        lock.acquire()
+        hold.held = True
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError, ValueError) as error:  # ValueError: the lease of another version of cas
+        log.info("no lock %s: %s", path.name, error)
+    return True
+
+
+def work_in(folder: Path) -> bool:
+    """Whether flock keeps others out on a folder's disk; on some it fails, on some it does nothing and says nothing."""
+    path = folder / f".locks.{secrets.token_hex(4)}"
+    first = disk.create(path)
+    try:
+        import fcntl
+
+        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            log.info("no locks in %s: %s", folder, error)
+        finally:
+            os.close(second)
+        return False
+    except ImportError:
+        return False
+    finally:
+        os.close(first)
+        disk.unlink(path)
 
 
 class Claim:
@@ -77,22 +151,27 @@ class Claim:
             self._fd = -1
 
 
-def is_abandoned(path: Path) -> bool:
+def is_abandoned(path: Path, *, by_age: bool | None = None) -> bool:
     """Whether the claim on this file has ended: its holder is dead.
 
-    False where it cannot be told: where locks are a silent no-op, a living holder looks dead otherwise.
+    Where locks tell nothing of other hosts (`by_age`; default: as the mount says), it has ended when nothing in its
+    folder changed for a day. False where it cannot be told: where locks are a silent no-op, a living holder looks dead.
     """
+    if by_age is None:
+        by_age = is_network(file_system(path.parent))
+    if by_age:
+        return _is_old(path.parent, QUIET)
     try:
         import fcntl
 
-        first = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        first = _open_claim(path)
     except FileNotFoundError:
-        return _is_old(path.parent)  # killed before it was claimed; a living process claims at once
+        return _is_old(path.parent, UNCLAIMED)  # killed before it was claimed; a living process claims at once
     except (OSError, ImportError):
         return False
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        second = _open_claim(path)
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -106,9 +185,19 @@ def is_abandoned(path: Path) -> bool:
         os.close(first)
 
 
-def _is_old(folder: Path) -> bool:
+def _open_claim(path: Path) -> int:
     try:
-        return time.time() - folder.stat().st_mtime > UNCLAIMED
+        return disk.open_file(path, writing=True)
+    except PermissionError:  # another user's, or in a home that we may only read
+        return disk.open_file(path)
+
+
+def _is_old(folder: Path, seconds: float) -> bool:
+    """Whether nothing in a folder has changed for so long."""
+    try:
+        with os.scandir(folder) as entries:
+            times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
+        return time.time() - max([folder.stat().st_mtime, *times]) > seconds
     except OSError:
         return False
 

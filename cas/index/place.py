@@ -15,7 +15,7 @@ from pathlib import Path
 from cas.config import cache_folder
 from cas.index import disk
 from cas.index.digest import Digest
-from cas.index.probe import file_system, is_network
+from cas.index.mounts import file_system, is_network
 
 log = logging.getLogger("cas.index")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -11,23 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cas.index import disk
-from cas.index.locks import Claim, is_abandoned
-
-_NETWORK = (
-    "nfs",
-    "cifs",
-    "smb",
-    "lustre",
-    "gpfs",
-    "ceph",
-    "beegfs",
-    "gluster",
-    "afs",
-    "9p",
-    "fuse",
-    "pvfs",
-    "orangefs",
-)
+from cas.index.locks import work_in
+from cas.index.mounts import file_system, is_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +20,7 @@ class Abilities:
 
     folder: Path  # where it was tried
     file_system: str | None  # as the mount table names it
-    network: bool  # FUSE counts as network: what is behind it cannot be told
+    network: bool  # what is unknown, and FUSE, count as network: what is behind it cannot be told
     free: int  # bytes that this user may still write
     total: int
     writable: bool
@@ -58,45 +42,10 @@ def probe(folder: Path) -> Abilities:
         tried: tuple[bool | None, bool | None, bool | None] = (None, None, None)
         return Abilities(folder, kind, is_network(kind), space.free, space.total, False, *tried)
     try:
-        tried = (_try(_locks, scratch), _try(_hard_links, scratch), _try(_reflinks, scratch))
+        tried = (_try(work_in, scratch), _try(_hard_links, scratch), _try(_reflinks, scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Abilities(folder, kind, is_network(kind), space.free, space.total, True, *tried)
-
-
-def file_system(folder: Path) -> str | None:
-    """Name the file system that a folder lies on; None where the system does not tell."""
-    try:
-        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return None
-    return mounted_type(table, os.path.realpath(folder))
-
-
-def mounted_type(table: str, path: str) -> str | None:
-    """Return the type of the mount that holds a path, from the text of Linux' `mountinfo` (man 5 proc)."""
-    best, found = -1, None
-    for line in table.splitlines():
-        before, dash, after = line.partition(" - ")
-        fields = before.split(" ")
-        if not dash or len(fields) < 5:
-            continue
-        point = _unescape(fields[4])
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:  # a later mount on the same point hides the earlier one
-            best, found = len(point), after.split(" ")[0]
-    return found
-
-
-def _unescape(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
-
-
-def is_network(kind: str | None) -> bool:
-    """Whether a type of file system is one whose bytes lie on another host."""
-    return kind is not None and kind.startswith(_NETWORK)
 
 
 def _try(ability: Callable[[Path], bool], scratch: Path) -> bool | None:
@@ -104,17 +53,6 @@ def _try(ability: Callable[[Path], bool], scratch: Path) -> bool | None:
         return ability(scratch)
     except OSError:  # a full disk
         return None
-
-
-def _locks(scratch: Path) -> bool:
-    """Whether a lock that somebody holds keeps others out (a silent no-op does not)."""
-    held = Claim(scratch / "lock")
-    try:
-        if is_abandoned(scratch / "lock"):
-            return False
-    finally:
-        held.release()
-    return is_abandoned(scratch / "lock")
 
 
 def _hard_links(scratch: Path) -> bool:

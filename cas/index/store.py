@@ -24,8 +24,8 @@ from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
 from cas.index.manifest import Manifest
 from cas.index.marks import Pins, Uses
+from cas.index.mounts import file_system, is_network
 from cas.index.owners import Owners
-from cas.index.probe import file_system, is_network
 from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
@@ -55,11 +55,12 @@ class Store:
     ) -> None:
         self.home = home.absolute()
         self.stall = stall
-        self.format = prepare(self.home, shared=shared)
+        self.on_network = _is_on_network(self.home, network)
+        self.format = prepare(self.home, shared=shared, network=self.on_network)
         self.id = self.format.store
         self.read_only = not disk.is_writable(self.home)
         self.shared = is_groups(self.home)
-        self.on_network = _is_on_network(self.home, network)
+        self.locks_are_leases = self.on_network or self.format.locks == "lease"
         if self.shared:
             disk.share(self.home)
         self.owners = Owners.of(self.home)
@@ -108,11 +109,11 @@ class Store:
 
     def staging(self, key: str) -> Staging:
         """Make a folder of our own for the partial files of one piece of work, named by `key`."""
-        return Staging(self.layout.ingest(key), self.blobs)
+        return Staging(self.layout.ingest(key), self.blobs, leases=self.locks_are_leases)
 
     def building(self, manifest: Digest) -> Staging:
         """Make a folder of our own in which a view is built."""
-        return Staging(self.layout.building(manifest), self.blobs)
+        return Staging(self.layout.building(manifest), self.blobs, leases=self.locks_are_leases)
 
     @contextlib.contextmanager
     def ingest(self, *, expected_size: int | None = None, followers: tuple[Follower, ...] = ()) -> Iterator[Ingest]:
@@ -230,13 +231,19 @@ class Store:
 
     # --- other processes -------------------------------------------------------------------------------------
 
-    def exclusive(self, key: str) -> contextlib.AbstractContextManager[bool]:
+    def exclusive(self, key: str) -> contextlib.AbstractContextManager[locks.Hold]:
         """Hold the lock of a piece of work, so that nobody else does the same; yield whether it is held.
 
         Waits while the holder's staging folders for the same key grow, and no longer.
         """
         folder = self.layout.ingest(key)
-        return locks.exclusive(self.layout.lock(key), progress=lambda: _activity(folder), stall=self.stall)
+        return locks.exclusive(
+            self.layout.lock(key),
+            progress=lambda: _activity(folder),
+            stall=self.stall,
+            lease=locks.LEASE if self.locks_are_leases else None,
+            mode=0o660 if self.shared else 0o644,
+        )
 
     def close(self) -> None:
         """Close what is open, and protect nothing any more; the store opens it again when it is needed."""
@@ -270,7 +277,12 @@ def explained(doing: str) -> Iterator[None]:
 def _is_on_network(home: Path, network: Network) -> bool:
     if network is not Network.AUTO:
         return network is Network.YES
-    return is_network(file_system(home))
+    kind = file_system(home)
+    if is_network(kind):
+        known = kind or "an unknown file system"
+        advice = "put CAS_HOME on a local disk, or say CAS_NETWORK=yes (so it is meant), or no (only this host uses it)"
+        log.warning("the store %s is on %s, which counts as a network file system: %s", home, known, advice)
+    return is_network(kind)
 
 
 _stores_lock = locks.ThreadLock()

@@ -29,7 +29,7 @@ from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.probe import file_system
+from cas.index.mounts import file_system
 from cas.index.store import Store, explained
 from cas.load.names import check_names
 
