@@ -32,6 +32,7 @@ Observer = Callable[[str, str], None]
 _observer: Observer | None = None
 
 COPY_WINDOW = 64 << 20  # bytes per copy_file_range call: long enough to be cheap, short enough for Ctrl-C
+SHARED = 4096  # bytes of a block that two files can share: what xfs and btrfs have where nobody asked for another
 
 _RACES = 20  # how often in a row a race with another process is tried again
 
@@ -195,17 +196,28 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 @_step
-def copy_range(source: int, target: int, offset: int, length: int) -> None:
-    """Copy a range between two descriptors at the same offset, in the kernel where it can.
+def copy_range(source: int, target: int, offset: int, length: int, *, to: int | None = None) -> None:
+    """Copy a range between two descriptors, in the kernel where it can, to the same offset or another (`to`).
+
+    What lies alike in the blocks of both files is shared between them, where the disk can.
 
     Raises:
         EOFError: the source ended before the range did.
     """
+    to = offset if to is None else to
+    head = -to % SHARED if (to - offset) % SHARED == 0 else 0  # only whole blocks can be shared
+    if 0 < head < length - SHARED:
+        _copy(source, target, offset, to, head)
+        offset, to, length = offset + head, to + head, length - head
+    _copy(source, target, offset, to, length)
+
+
+def _copy(source: int, target: int, offset: int, to: int, length: int) -> None:
     end = offset + length
     while offset < end:
         wanted = min(end - offset, COPY_WINDOW)
         try:
-            count = os.copy_file_range(source, target, wanted, offset, offset)
+            count = os.copy_file_range(source, target, wanted, offset, to)
         except (OSError, AttributeError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LINKS | {errno.EINVAL, errno.EBADF}:
                 raise
@@ -213,10 +225,10 @@ def copy_range(source: int, target: int, offset: int, length: int) -> None:
             count = len(data)
             written = 0
             while written < count:
-                written += os.pwrite(target, data[written:], offset + written)
+                written += os.pwrite(target, data[written:], to + written)
         if not count:
             raise EOFError(f"the source ends at byte {offset}")
-        offset += count
+        offset, to = offset + count, to + count
 
 
 @_step

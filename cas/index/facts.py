@@ -167,6 +167,14 @@ class Facts:
         payload = {"kind": "origin", "key": identity.key, "digest": str(digest), "proof": proof, "at": disk.now()}
         self._add_soon(payload)
 
+    def came_from(self, digest: Digest, domain: str) -> bool:
+        """Whether a blob's bytes were ever fetched from somewhere in a domain: a registry and a storage."""
+        return bool(self._index.facts("domain", f"{digest} {domain}"))
+
+    def add_domain(self, digest: Digest, domain: str) -> None:
+        """Record that a blob's bytes lie somewhere in a domain."""
+        self._add_soon({"kind": "domain", "key": f"{digest} {domain}", "at": disk.now()})
+
     def target(self, path: Path) -> dict[str, Any] | None:
         """Return what was last written about a download target, named by its absolute path."""
         return max(self._index.facts("target", _target_key(path)), key=_at, default=None)

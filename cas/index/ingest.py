@@ -194,7 +194,47 @@ class Ingest:
             ContentError: it reaches behind the expected size, or holds bytes that are written already.
         """
         self._begin(start, end)
-        return RangeWriter(self, os.dup(self._fd), start, end)
+        return RangeWriter(self, self._own_descriptor(), start, end)
+
+    def _own_descriptor(self) -> int:
+        """Return a descriptor that a thread which comes too late writes through into the abandoned file."""
+        with self._lock:  # so that no other file gets the number of ours in between
+            return os.dup(self._fd)
+
+    def copy_in(self, start: int, end: int, source: int, offset: int) -> None:
+        """Copy a range from another place in another file; it is not journaled: whoever resumes copies it again.
+
+        Raises:
+            ContentError: it reaches behind the expected size, or holds bytes that are written already.
+            EOFError: that file is shorter.
+        """
+        self._begin(start, end)
+        fd = self._own_descriptor()
+        try:
+            disk.copy_range(source, fd, offset, end - start, to=start)
+        except BaseException:
+            self.give_up_range(start, end)
+            raise
+        finally:
+            os.close(fd)
+        self.note_range(start, end, None)
+
+    def put_in(self, start: int, data: bytes) -> None:
+        """Write bytes that did not come from the source; they are not journaled either.
+
+        Raises:
+            ContentError: they reach behind the expected size, or there are bytes already.
+        """
+        self._begin(start, start + len(data))
+        fd = self._own_descriptor()
+        try:
+            disk.write_at(fd, data, start)
+        except BaseException:
+            self.give_up_range(start, start + len(data))
+            raise
+        finally:
+            os.close(fd)
+        self.note_range(start, start + len(data), None)
 
     def _begin(self, start: int, end: int) -> None:
         if self.size is not None and end > self.size:
@@ -215,6 +255,12 @@ class Ingest:
         """How many bytes are written, resumed ones included."""
         with self._lock:
             return self._written.total
+
+    @property
+    def written_ranges(self) -> list[Range]:
+        """The ranges that are written."""
+        with self._lock:
+            return list(self._written)
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield all bytes in order, once all are written; a piece is valid until the next one is asked for."""
@@ -336,17 +382,17 @@ class Ingest:
             self._close()
 
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        self.leave()
         disk.unlink(self.path)
         if self._journal is not None:
             disk.unlink(self._journal)
 
     def leave(self) -> None:
         """Close the file and leave it, with its journal, for whoever resumes the transfer."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -360,11 +406,15 @@ class Ingest:
     # --- resuming ------------------------------------------------------------------------------------------
 
     def _take_over(self, source: str, size: int) -> None:
-        """Copy the whole, proven ranges of other transfers of the same source into our own file."""
-        for folder in _siblings(self.path.parent):
-            is_dead = is_abandoned(folder / "claim")
+        """Copy the whole, proven ranges of other transfers of the same source into our own file.
+
+        Those that lie in our own folder were left by this process.
+        """
+        mine = self.path.parent
+        for folder in (mine, *_siblings(mine)):
+            is_dead = folder == mine or is_abandoned(folder / "claim")
             for name in disk.names(folder):
-                if name.endswith(".journal"):
+                if name.endswith(".journal") and folder / name != self._journal:
                     with contextlib.suppress(OSError):
                         self._take_ranges(folder / name, source, size, giving_back=is_dead)
 

@@ -67,15 +67,18 @@ class Ranges:
 
     def missing(self, size: int) -> list[Range]:
         """Return the ranges below `size` that are not in the set."""
-        found, at = [], 0
-        for item in self._items:
-            if item.start >= size:
-                break
-            if item.start > at:
-                found.append(Range(at, item.start))
-            at = item.end
-        if at < size:
-            found.append(Range(at, size))
+        return self.gaps(0, size)
+
+    def gaps(self, start: int, end: int) -> list[Range]:
+        """Return the ranges from `start` to `end` that are not in the set."""
+        found, place = [], bisect_left(self._items, start + 1, key=lambda item: item.end)
+        while start < end and place < len(self._items) and self._items[place].start < end:
+            item = self._items[place]
+            if item.start > start:
+                found.append(Range(start, item.start))
+            start, place = item.end, place + 1
+        if start < end:
+            found.append(Range(start, end))
         return found
 
     @property

@@ -15,6 +15,7 @@ LENGTH_ONLY = "length only"  # the proof of bytes that no checksum of the origin
 # The first that an origin declares is verified: what detects most comes first, what costs most last.
 # MD5 (0.7 GB/s) is verified only where it is asked for.
 ORDER = ("sha256", "crc64nvme", "sha1", "crc32c", "crc32")
+STRONG = ("sha256", "sha1", "md5")
 _SIZES = {"crc32": 4, "crc32c": 4, "crc64nvme": 8}
 
 
@@ -131,6 +132,13 @@ def choose(declared: Iterable[Checksum], *, md5: bool = False) -> Checksum | Non
         if kind in by_kind and start(kind) is not None:
             return by_kind[kind]
     return None
+
+
+def of_whole(declared: Iterable[Checksum]) -> tuple[Checksum | None, Checksum | None]:
+    """Return the declared checksum that tells other bytes even if somebody chose them (or is meant to), and a CRC."""
+    by_kind = {checksum.kind: checksum for checksum in declared if start(checksum.kind) is not None}
+    strong = next((by_kind[kind] for kind in STRONG if kind in by_kind), None)
+    return strong, next((by_kind[kind] for kind in ORDER if kind in by_kind and kind not in STRONG), None)
 
 
 def matches(checksum: Checksum, data: bytes | memoryview) -> bool:

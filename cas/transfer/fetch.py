@@ -17,6 +17,7 @@ from cas.index.manifest import Manifest
 from cas.index.space import Destination, Need, left_over, require_room
 from cas.index.store import Store, explained
 from cas.transfer import forks
+from cas.transfer.hints import Hints, domain_of
 from cas.transfer.large import LargeFiles
 from cas.transfer.plan import PullPlan, Unit, plan_pull, unit_of
 from cas.transfer.progress import Drawer, drawer
@@ -43,6 +44,7 @@ class PullReport:
     bytes_resumed: int  # taken over from an interrupted pull
     bytes_here: int
     seconds: float
+    bytes_reused: int = 0  # of files that were fetched: copied from other files of the store
 
 
 def pull(
@@ -149,6 +151,7 @@ class _Pull:
     def run(self, registry: str, uuid: str) -> PullReport:
         """Pull."""
         began, session = time.monotonic(), self._session
+        self._hints = Hints(session, domain_of(registry, uuid, session.remote))
         listing = self._list()
         first = plan = self._plan(listing)
         if session.settings.check_space:
@@ -167,6 +170,7 @@ class _Pull:
             files_fetched=session.files_fetched,
             bytes_fetched=session.bytes_fetched,
             bytes_resumed=session.bytes_resumed,
+            bytes_reused=session.bytes_reused,
             bytes_here=first.bytes_here,
             seconds=time.monotonic() - began,
         )
@@ -210,7 +214,7 @@ class _Pull:
         units = Workers(UNITS_AT_ONCE, stop, "cas-unit")
         ranges = Workers(count, stop, "cas-fetch")
         wholes = Workers(count * SMALL_AT_ONCE, stop, "cas-small")
-        large, small = LargeFiles(session, ranges), SmallFiles(session, wholes)
+        large, small = LargeFiles(session, ranges, self._hints), SmallFiles(session, wholes)
         with self._draw(plan.bytes_to_fetch, plan.bytes_here) as advance, session.store.facts.grouped():
             session.advance = advance
             try:

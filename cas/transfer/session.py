@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from cas.config import Settings, Verify
 from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
@@ -16,9 +18,11 @@ from cas.transfer import checksums
 from cas.transfer.progress import Advance
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.retry import RetryingRemote
-from cas.transfer.workers import StoppedError
+from cas.transfer.workers import StoppedError, wait_all
 
 log = logging.getLogger("cas.transfer")
+
+T = TypeVar("T")
 
 OnFile = Callable[[FileEntry], None]
 
@@ -38,7 +42,7 @@ class Session:
         self.advance: Advance = lambda count: None
         self.entries: dict[str, FileEntry] = {}
         self.proofs: dict[str, str] = {}
-        self.files_fetched = self.bytes_fetched = self.bytes_resumed = 0
+        self.files_fetched = self.bytes_fetched = self.bytes_resumed = self.bytes_reused = 0
         self._on_file = on_file
         self._told: set[str] = set()
 
@@ -59,6 +63,21 @@ class Session:
             self.bytes_resumed += count
         self.advance(count)
 
+    def reused(self, count: int) -> None:
+        """Bytes were copied from a donor on this disk."""
+        with self.lock:
+            self.bytes_reused += count
+        self.advance(count)
+
+    def looked(self, count: int) -> None:
+        """Bytes came from the remote that are not in their place yet."""
+        with self.lock:
+            self.bytes_fetched += count
+
+    def wait(self, future: Future[T]) -> T:
+        """Return a result, unless the pull was told to stop."""
+        return wait_all([future], self.stop)[0]
+
     def take(self, file: RemoteFile, digest: Digest, proof: str) -> None:
         """A file is in the store."""
         entry = FileEntry(file.path, file.size, digest, executable=file.executable)
@@ -70,24 +89,29 @@ class Session:
         if is_new and self._on_file is not None:
             self._on_file(entry)
 
-    def committed(self, file: RemoteFile, digest: Digest, proof: str) -> None:
-        """A file was fetched, and is in the store."""
+    def committed(self, file: RemoteFile, digest: Digest, proof: str, *, domain: str | None = None) -> None:
+        """A file was fetched, and is in the store; of a large one, `domain` says which registry and storage have it."""
         if _is_settled(file):
             self.store.facts.add_origin(file.identity, digest, proof)
+        if domain is not None:
+            self.store.facts.add_domain(digest, domain)
         with self.lock:
             self.files_fetched += 1
         self.take(file, digest, proof)
 
-    def declared(self, file: RemoteFile) -> Checksum | None:
-        """Return the checksum to verify a file by; None if the origin declares none that is worth its cost."""
+    def declarations(self, file: RemoteFile) -> tuple[Checksum, ...]:
+        """Return the checksums that the origin declares of a file."""
         try:
-            declared = self.remote.checksums(file)
+            return self.remote.checksums(file)
         except (TransientRemoteError, ChangedError):
             raise
         except RemoteError as error:  # a gateway that knows no HEAD, say: the bytes can be read all the same
             log.info("no checksums of %s: %s", file.identity.url, error)
-            declared = ()
-        return checksums.choose(declared, md5=self.strict)
+            return ()
+
+    def declared(self, file: RemoteFile) -> Checksum | None:
+        """Return the checksum to verify a file by; None if the origin declares none that is worth its cost."""
+        return checksums.choose(self.declarations(file), md5=self.strict)
 
 
 def _is_settled(file: RemoteFile) -> bool:
