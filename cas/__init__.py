@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cas.adding import add, remove
     from cas.checkpoint import Checkpoint
-    from cas.client import Determined, ExperimentReference, TrialReference
+    from cas.client import Determined
     from cas.config import Settings
     from cas.errors import CasError
+    from cas.references import ExperimentReference, TrialReference
 
 __version__ = "0.1.0"
 
@@ -42,9 +43,9 @@ _HOMES = {
     "CasError": "cas.errors",
     "Checkpoint": "cas.checkpoint",
     "Determined": "cas.client",
-    "ExperimentReference": "cas.client",
+    "ExperimentReference": "cas.references",
     "Settings": "cas.config",
-    "TrialReference": "cas.client",
+    "TrialReference": "cas.references",
     "add": "cas.adding",
     "remove": "cas.adding",
 }

@@ -10,17 +10,16 @@ import functools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cas.config import DownloadMode, Link, Settings, Trust
+from cas.described import Described
 from cas.errors import CasError, CheckpointNotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
-from cas.index.store import Store, store_of
 from cas.job import agree, fetch_together, group_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
@@ -30,7 +29,8 @@ from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.origins import Origin
 from cas.registry.local import LOCAL
-from cas.registry.records import CheckpointRecord, State
+from cas.registry.records import CheckpointRecord, Registry, State
+from cas.registry.remembering import Remembering
 from cas.transfer.fetch import PullReport
 
 if TYPE_CHECKING:
@@ -43,96 +43,30 @@ _ATTEMPTS = 3  # to make a view while another process removes blobs or this one 
 OnFile = Callable[[FileEntry], None]
 
 
-class Checkpoint:
+class Checkpoint(Described):
     """A set of files that a trial saved, known by its UUID.
 
     `record` is what a registry knows of it; the files may be on this disk, or at their origin, or both.
     """
 
     def __init__(
-        self, record: CheckpointRecord, *, settings: Settings | None = None, master: HandsOutFiles | None = None
+        self, record: CheckpointRecord, *, settings: Settings | None = None, registry: Registry | None = None
     ) -> None:
-        self.record = record
-        self._master = master  # who is asked for the files where the storage cannot be reached
-        self.settings = settings or Settings.load()
+        super().__init__(record, settings=settings or Settings.load(), registry=registry)
         self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
         self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
         self.was_here = False  # add() found the same files in the store already
-
-    # --- what is known ---------------------------------------------------------------------------------------
-
-    @property
-    def uuid(self) -> str:
-        """The UUID: 36 characters, lower case."""
-        return self.record.uuid
-
-    @property
-    def state(self) -> State:
-        """COMPLETED, DELETED, …"""
-        return self.record.state
-
-    @property
-    def experiment_id(self) -> int | None:
-        """The id of its experiment, within its registry."""
-        return self.record.experiment_id
-
-    @property
-    def trial_id(self) -> int | None:
-        """The id of its trial, within its registry."""
-        return self.record.trial_id
-
-    @property
-    def batch_number(self) -> int | None:
-        """How many batches the trial had trained when it was saved."""
-        return self.record.steps_completed
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What was reported with it; `metadata.json` among its files holds the same."""
-        return self.record.metadata
-
-    @property
-    def resources(self) -> Mapping[str, int]:
-        """Relative path → size in bytes; names that end in `/` are folders."""
-        return self.record.resources
-
-    @property
-    def hparams(self) -> Mapping[str, Any]:
-        """The hyperparameters of its trial."""
-        return self.record.hparams
-
-    @property
-    def experiment_config(self) -> Mapping[str, Any]:
-        """The configuration of its experiment."""
-        return self.record.experiment_config
-
-    @property
-    def validation(self) -> Mapping[str, Any]:
-        """`{"metrics": {"num_inputs": …, "validation_metrics": {…}}, "state": "COMPLETED"}`, or metrics None."""
-        metrics = self.record.validation_metrics
-        if metrics is None:
-            return {"metrics": None, "state": ""}
-        if "validation_metrics" in metrics:
-            return {"metrics": dict(metrics), "state": "COMPLETED"}
-        return {"metrics": {"num_inputs": 0, "validation_metrics": dict(metrics)}, "state": "COMPLETED"}
-
-    @cached_property
-    def store(self) -> Store:
-        """The store that its files are kept in."""
-        return store_of(self.settings)
 
     @property
     def is_only_copy(self) -> bool:
         """Whether its files lie nowhere but in this store: added here, with no origin."""
         return self.record.registry == LOCAL or not self.record.experiment_config.get("checkpoint_storage")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the store and the master's connections, so that it can be sent to another process."""
-        return {name: value for name, value in self.__dict__.items() if name != "store"} | {"_master": None}
-
-    def __repr__(self) -> str:
-        where = f"trial {self.trial_id} of experiment {self.experiment_id}" if self.trial_id is not None else "no trial"
-        return f"<Checkpoint {self.uuid}: {where}, batch {self.batch_number}, {self.state}, {self.record.registry}>"
+    @property
+    def _master(self) -> HandsOutFiles | None:
+        """Who is asked for the files where the storage cannot be reached."""
+        registry = self._registry
+        return registry if isinstance(registry, Remembering) and registry.name == self.record.registry else None
 
     # --- the files -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`Determined`, `ExperimentReference`, `TrialReference`: which checkpoint, asked of a registry.
+"""`Determined`: which experiment, trial or checkpoint, asked of a registry.
 
     best = Determined().get_experiment(1).top_checkpoint()
     latest = Determined.get_trial(2).select_checkpoint(latest=True)
@@ -11,27 +11,23 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from cas.checkpoint import Checkpoint
-from cas.config import DeterminedEnvironment, Settings
+from cas.config import Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.store import store_of
-from cas.registry import select
-from cas.registry.catalog import Catalog, Choice, ago, choose
-from cas.registry.http import Tls, canonical_url
+from cas.references import ExperimentReference, TrialReference, are_here
+from cas.registry.catalog import LOCAL, Catalog, ago
+from cas.registry.http import canonical_url
 from cas.registry.master import Master
-from cas.registry.records import (
-    CheckpointRecord,
-    ExperimentRecord,
-    Registry,
-    State,
-    TrialRecord,
-    canonical_uuid,
-)
+from cas.registry.opening import open_master
+from cas.registry.records import CheckpointRecord, Registry, TrialRecord, canonical_uuid
 from cas.registry.remembering import Remembering
-from cas.registry.select import CheckpointSortBy, OrderBy
+
+__all__ = ["Determined", "ExperimentReference", "TrialReference", "User"]
 
 log = logging.getLogger("cas.client")
 
@@ -55,6 +51,13 @@ class _OnClassToo(Generic[P, R]):
         return call
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of a master."""
+
+    username: str
+
+
 class Determined:
     """The door to experiments, trials and checkpoints: of a Determined master, or of this store's catalog.
 
@@ -68,6 +71,7 @@ class Determined:
         cert_path: file of certificates (PEM) to trust besides the usual ones.
         cert_name: the name that the master's certificate is for, if not the host of its address.
         noverify: do not check the certificate.
+        offline: ask nobody: the catalog answers in the master's place, and says how old its answer is.
         registry: answer from the catalog, from this registry only (`local`, a master's address, `recovered:…`).
         settings: default `Settings.load()`.
 
@@ -80,25 +84,33 @@ class Determined:
         master: str | None = None,
         user: str | None = None,
         password: str | None = None,
-        *,
         cert_path: str | os.PathLike[str] | None = None,
         cert_name: str | None = None,
-        noverify: bool = False,
+        noverify: bool = False,  # noqa: FBT001, FBT002  # documented so
+        *,
+        offline: bool | None = None,
         registry: str | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self._settings = (settings or Settings.load()).but(master=master or None)
+        self._settings = (settings or Settings.load()).but(master=master or None, offline=offline)
         if registry and master:
             raise UsageError("master=… asks a master, registry=… the catalog: give one of them")
         self._url = canonical_url(self._settings.master) if self._settings.master and not registry else None
         self._scope = registry or self._url
         self._store = store_of(self._settings)
         self._registry: Registry = Catalog(self._store, self._scope)
+        self._master: Master | None = None
         if self._url is not None and not self._settings.offline:
-            environment = DeterminedEnvironment.load()
-            tls = Tls.choose(self._url, environment, cert_path=cert_path, cert_name=cert_name, noverify=noverify)
-            asked = Master(self._url, user, password, settings=self._settings, environment=environment, tls=tls)
-            self._registry = Remembering(asked, self._store)
+            self._master = open_master(
+                self._url,
+                self._settings,
+                user=user,
+                password=password,
+                cert_path=cert_path,
+                cert_name=cert_name,
+                noverify=noverify,
+            )
+            self._registry = Remembering(self._master, self._store)
 
     def __repr__(self) -> str:
         return f"<Determined: {self._registry!r}>"
@@ -115,21 +127,23 @@ class Determined:
         """
         record = self._registry.experiment(_id("experiment", experiment_id))
         self._say_age(record.registry, f"experiment/{record.id}")
-        return ExperimentReference(record, self._pinned(record.registry), settings=self._settings)
+        return ExperimentReference(record, self._teller(record.registry), settings=self._settings)
 
     @_OnClassToo
     def get_trial(self, trial_id: int) -> TrialReference:
         """Return a trial; also `Determined.get_trial(1)`, on the class.
 
+        Where the master does not answer, what the catalog knows of the trial counts, so that its checkpoints that are
+        here can be had by UUID. To choose among them, the master is asked again, and then that is an error.
+
         Raises:
             NotFoundError: there is none of this id.
             UsageError: several registries have one, and none was named.
-            OfflineError: the master does not answer.
+            OfflineError: the master does not answer, and the catalog has never seen the trial.
             AuthenticationError: it refuses the login.
         """
-        record = self._registry.trial(_id("trial", trial_id))
-        self._say_age(record.registry, f"trial/{record.id}")
-        return TrialReference(record, self._pinned(record.registry), settings=self._settings)
+        record = self._trial_record(_id("trial", trial_id))
+        return TrialReference(record, self._teller(record.registry), settings=self._settings)
 
     @_OnClassToo
     def get_checkpoint(self, uuid: str) -> Checkpoint:
@@ -143,12 +157,75 @@ class Determined:
             NotFoundError: nobody knows it.
             OfflineError: the master does not answer, and nothing is known of it here.
         """
-        wanted = canonical_uuid(uuid)
-        return _checkpoint(self._checkpoint_record(wanted), self._registry, self._settings)
+        record = self._checkpoint_record(canonical_uuid(uuid))
+        return Checkpoint(record, settings=self._settings, registry=self._teller(record.registry))
+
+    # --- who asks --------------------------------------------------------------------------------------------
+
+    def whoami(self) -> User:
+        """Return the user that the master takes us for.
+
+        Raises:
+            UsageError: no master is named.
+            OfflineError: it does not answer, or the network is off.
+            AuthenticationError: it refuses the login.
+        """
+        return User(self._require_master().login.whoami())
+
+    def get_session_username(self) -> str:
+        """Return the name of the user that the master takes us for; see `whoami`.
+
+        Raises:
+            UsageError: no master is named.
+            AuthenticationError: it refuses the login.
+        """
+        return self.whoami().username
+
+    def login(self) -> str:
+        """Log in with the password, whatever tokens are kept, and become the active user; return the user's name.
+
+        Raises:
+            UsageError: no master is named.
+            OfflineError: it does not answer, or the network is off.
+            AuthenticationError: it refuses the login, or there is nobody to ask for the password.
+        """
+        return self._require_master().login.start_session()
+
+    def logout(self, *, everyone: bool = False) -> tuple[str, ...]:
+        """End the user's session at the master (or everyone's who has a token here), and forget the token; say whose.
+
+        Raises:
+            UsageError: no master is named.
+            OfflineError: the network is off.
+        """
+        return self._require_master().login.end_session(everyone=everyone)
+
+    def _require_master(self) -> Master:
+        if self._url is None:
+            raise UsageError("no master is named: say which, by master=…, -m URL or DET_MASTER")
+        if self._master is None:
+            raise OfflineError(f"the network is off (CAS_OFFLINE): {self._url} cannot be asked")
+        return self._master
+
+    # --- who answers -----------------------------------------------------------------------------------------
+
+    def _trial_record(self, id: int) -> TrialRecord:
+        try:
+            record = self._registry.trial(id)
+        except OfflineError:
+            at = Catalog(self._store, self._scope).seen_at(f"trial/{id}")
+            if at is None:
+                raise
+            log.info("%s does not answer; trial %s is as it was %s", self._url, id, ago(at))
+            return Catalog(self._store, self._scope).trial(id)
+        self._say_age(record.registry, f"trial/{record.id}")
+        return record
 
     def _checkpoint_record(self, uuid: str) -> CheckpointRecord:
         known = self._known(uuid)
-        if known is not None and (self._is_here(known.registry, uuid) or not isinstance(self._registry, Remembering)):
+        if known is not None and (self._master is None or self._is_here(known)):
+            if self._master is None:
+                self._say_age(known.registry, f"checkpoint/{uuid}")
             return known
         try:
             return self._registry.checkpoint(uuid)
@@ -172,215 +249,19 @@ class Determined:
         names = [name for name in self._store.refs.registries(uuid) if only in (None, name)]
         return CheckpointRecord(registry=names[0], uuid=uuid) if names else None
 
-    def _is_here(self, registry: str, uuid: str) -> bool:
-        manifest = self._store.resolve(registry, uuid)
-        return manifest is not None and manifest.complete and not self._store.absent(manifest)
+    def _is_here(self, record: CheckpointRecord) -> bool:
+        return are_here(self._store, record.registry, record.uuid)
 
-    def _pinned(self, registry: str) -> Registry:
-        """The registry that further questions about what it answered go to."""
-        return self._registry if self._scope is not None else Catalog(self._store, registry)
+    def _teller(self, registry: str) -> Registry:
+        """Who is asked further questions about what a registry told."""
+        return self._registry if registry == self._registry.name else Catalog(self._store, registry)
 
     def _say_age(self, registry: str, thing: str) -> None:
-        if self._settings.offline and self._url is not None:
-            at = Catalog(self._store, registry).seen_at(thing)
-            if at is not None:
-                log.warning("offline: %s of %s as it was %s", thing.replace("/", " "), registry, ago(at))
-
-
-class ExperimentReference:
-    """One experiment, and the choice among its checkpoints; `Determined.get_experiment` returns it."""
-
-    def __init__(self, record: ExperimentRecord, registry: Registry, *, settings: Settings) -> None:
-        self.record = record
-        self._registry = registry
-        self._settings = settings
-
-    @property
-    def id(self) -> int:
-        """Its id, within its registry."""
-        return self.record.id
-
-    def __repr__(self) -> str:
-        return f"<ExperimentReference {self.id} of {self.record.registry}>"
-
-    def top_checkpoint(self, sort_by: str | None = None, smaller_is_better: bool | None = None) -> Checkpoint:  # noqa: FBT001  # documented so
-        """Return the best checkpoint: COMPLETED, with the best finite value of a metric.
-
-        Args:
-            sort_by: the metric; default the experiment's searcher metric.
-            smaller_is_better: its direction; default what the experiment's configuration says of the searcher
-                metric. For another metric it must be given.
-
-        Raises:
-            UsageError: nothing says which metric, or which direction.
-            NotFoundError: no checkpoint is left; the message says why.
-            OfflineError: the master does not answer.
-        """
-        return self.top_n_checkpoints(1, sort_by, smaller_is_better)[0]
-
-    def top_n_checkpoints(
-        self,
-        limit: int,
-        sort_by: str | None = None,
-        smaller_is_better: bool | None = None,  # noqa: FBT001  # documented so
-        *,
-        one_per_trial: bool = False,
-    ) -> list[Checkpoint]:
-        """Return the best checkpoints, best first, at most `limit`; see `top_checkpoint`.
-
-        Args:
-            limit: how many, at most.
-            sort_by: the metric; default the experiment's searcher metric.
-            smaller_is_better: its direction; see `top_checkpoint`.
-            one_per_trial: only the best one of each trial.
-
-        Raises:
-            UsageError: nothing says which metric, or which direction; or the limit is less than 1.
-            NotFoundError: no checkpoint is left; the message says why.
-            OfflineError: the master does not answer.
-        """
-        return self._choose(
-            lambda records: select.top_n(
-                records,
-                limit,
-                sort_by=sort_by,
-                smaller_is_better=smaller_is_better,
-                one_per_trial=one_per_trial,
-                of=f"experiment {self.id}",
-            )
-        )
-
-    def list_checkpoints(
-        self,
-        sort_by: str | CheckpointSortBy | None = None,
-        order_by: str | OrderBy | None = None,
-        max_results: int | None = None,
-    ) -> list[Checkpoint]:
-        """Return the COMPLETED checkpoints; what lacks the value that they are sorted by comes last.
-
-        Args:
-            sort_by: a `CheckpointSortBy`, or the name of a metric; default: by trial, then report time.
-            order_by: an `OrderBy`; goes together with `sort_by`.
-            max_results: how many, at most.
-
-        Raises:
-            UsageError: one of `sort_by` and `order_by` without the other.
-            OfflineError: the master does not answer.
-        """
-        records = self._registry.experiment_checkpoints(self.id)
-        completed = [record for record in records if record.state is State.COMPLETED]
-        chosen = select.in_order(completed, sort_by=sort_by, order_by=order_by, limit=max_results)
-        return _checkpoints(chosen, self._registry, self._settings)
-
-    def _choose(self, choice: Choice) -> list[Checkpoint]:
-        chosen = choose(self._registry, f"experiment/{self.id}", choice)
-        return _checkpoints(chosen, self._registry, self._settings)
-
-
-class TrialReference:
-    """One trial, and the choice among its checkpoints; `Determined.get_trial` returns it."""
-
-    def __init__(self, record: TrialRecord, registry: Registry, *, settings: Settings) -> None:
-        self.record = record
-        self._registry = registry
-        self._settings = settings
-
-    @property
-    def id(self) -> int:
-        """Its id, within its registry."""
-        return self.record.id
-
-    @property
-    def experiment_id(self) -> int:
-        """The id of its experiment."""
-        return self.record.experiment_id
-
-    def __repr__(self) -> str:
-        return f"<TrialReference {self.id} of experiment {self.experiment_id} of {self.record.registry}>"
-
-    def top_checkpoint(self, sort_by: str | None = None, smaller_is_better: bool | None = None) -> Checkpoint:  # noqa: FBT001  # documented so
-        """Return the trial's best checkpoint; see `ExperimentReference.top_checkpoint`.
-
-        Raises:
-            UsageError: nothing says which metric, or which direction.
-            NotFoundError: no checkpoint is left; the message says why.
-            OfflineError: the master does not answer.
-        """
-        return self.select_checkpoint(best=True, sort_by=sort_by, smaller_is_better=smaller_is_better)
-
-    def select_checkpoint(
-        self,
-        latest: bool = False,  # noqa: FBT001, FBT002  # documented so
-        best: bool = False,  # noqa: FBT001, FBT002
-        uuid: str | None = None,
-        sort_by: str | None = None,
-        smaller_is_better: bool | None = None,  # noqa: FBT001
-    ) -> Checkpoint:
-        """Return one checkpoint of the trial: exactly one of `latest`, `best` and `uuid` says which.
-
-        Args:
-            latest: the COMPLETED one with the most steps; ties: reported later.
-            best: see `ExperimentReference.top_checkpoint`.
-            uuid: this one, in whatever state it is.
-            sort_by: with `best`, the metric.
-            smaller_is_better: with `best`, its direction.
-
-        Raises:
-            UsageError: none or several of the three; `sort_by` or `smaller_is_better` without `best`.
-            NotFoundError: no checkpoint is left; or the UUID is another trial's, and the message says whose.
-            OfflineError: the master does not answer.
-        """
-        if sum((bool(latest), bool(best), uuid is not None)) != 1:
-            raise UsageError("say which checkpoint: exactly one of latest=True, best=True and uuid=…")
-        if not best and (sort_by is not None or smaller_is_better is not None):
-            raise UsageError("sort_by and smaller_is_better belong to best=True")
-        if uuid is not None:
-            return _checkpoint(self._by_uuid(canonical_uuid(uuid)), self._registry, self._settings)
-        if latest:
-            return self._choose(lambda records: [select.latest(records, of=self._name)])
-        return self._choose(
-            lambda records: [select.best(records, sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name)]
-        )
-
-    def list_checkpoints(
-        self,
-        sort_by: str | CheckpointSortBy | None = None,
-        order_by: str | OrderBy | None = None,
-        max_results: int | None = None,
-    ) -> list[Checkpoint]:
-        """Return the trial's checkpoints in every state; see `ExperimentReference.list_checkpoints`.
-
-        Raises:
-            UsageError: one of `sort_by` and `order_by` without the other.
-            OfflineError: the master does not answer.
-        """
-        records = self._registry.trial_checkpoints(self.id)
-        chosen = select.in_order(records, sort_by=sort_by, order_by=order_by, limit=max_results)
-        return _checkpoints(chosen, self._registry, self._settings)
-
-    @property
-    def _name(self) -> str:
-        return f"trial {self.id}"
-
-    def _by_uuid(self, uuid: str) -> CheckpointRecord:
-        record = self._registry.checkpoint(uuid)
-        if record.trial_id == self.id:
-            return record
-        whose = "no trial" if record.trial_id is None else f"trial {record.trial_id}"
-        raise NotFoundError(f"checkpoint {uuid} belongs to {whose}, not to {self._name}")
-
-    def _choose(self, choice: Choice) -> Checkpoint:
-        (record,) = choose(self._registry, f"trial/{self.id}", choice)
-        return _checkpoint(record, self._registry, self._settings)
-
-
-def _checkpoints(records: Iterable[CheckpointRecord], registry: Registry, settings: Settings) -> list[Checkpoint]:
-    return [_checkpoint(record, registry, settings) for record in records]
-
-
-def _checkpoint(record: CheckpointRecord, registry: Registry, settings: Settings) -> Checkpoint:
-    master = registry if isinstance(registry, Remembering) and registry.name == record.registry else None
-    return Checkpoint(record, settings=settings, master=master)
+        if not self._settings.offline:
+            return
+        at = Catalog(self._store, registry).seen_at(thing) if registry != LOCAL else None
+        if at is not None:
+            log.warning("offline: %s of %s as it was %s", thing.replace("/", " "), registry, ago(at))
 
 
 def _id(kind: str, id: Any) -> int:

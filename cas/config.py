@@ -319,6 +319,7 @@ class DeterminedEnvironment:
     cert_file: str | None
     cert_name: str | None
     config_folder: Path  # holds auth.json and certs.json, shared with the other client
+    session_token: str | None = field(default=None, repr=False)  # of a task inside the cluster
 
     @classmethod
     def load(cls) -> Self:
@@ -331,6 +332,7 @@ class DeterminedEnvironment:
             cert_file=get("DET_MASTER_CERT_FILE"),
             cert_name=get("DET_MASTER_CERT_NAME"),
             config_folder=_determined_folder(),
+            session_token=get("DET_SESSION_TOKEN"),
         )
 
 

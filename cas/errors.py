@@ -156,6 +156,10 @@ class PeerError(CasError):
 class MasterError(CasError):
     """A master answered with an error, or with something that is no answer."""
 
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        self.status = status  # of HTTP, if it answered with an error
+        super().__init__(message)
+
 
 class RemoteError(CasError):
     """A remote answered with an error that another try would not change."""

@@ -23,6 +23,7 @@ from cas.config import DeterminedEnvironment
 from cas.errors import AuthenticationError, MasterError
 from cas.registry.auth import Identity, Login, TokenCache, hashed
 from cas.registry.http import Http
+from cas.registry.v1 import V1Entrance
 
 URL = "http://h:8080"
 NOBODY = DeterminedEnvironment(
@@ -300,7 +301,7 @@ def login(server: Simulator, folder: Path) -> Iterator[Callable[..., Login]]:
     def make(user: str | None = None, password: str | None = None, **environment: str) -> Login:
         opened.append(Http(server.url, backoff=0.01))
         around = replace(NOBODY, config_folder=folder, **environment)  # type: ignore[arg-type]
-        return Login(opened[-1], user=user, password=password, environment=around)
+        return Login(opened[-1], V1Entrance, user=user, password=password, environment=around)
 
     yield make
     for http in opened:
@@ -331,7 +332,11 @@ def test_the_environment_names_user_and_password(server: Simulator, folder: Path
     (folder / "auth.json").unlink()
     around = {"user": "alice", "password": "wonder"}
     made = Login(
-        Http(server.url), user=None, password=None, environment=replace(NOBODY, config_folder=folder, **around)
+        Http(server.url),
+        V1Entrance,
+        user=None,
+        password=None,
+        environment=replace(NOBODY, config_folder=folder, **around),
     )
     made.token()
     assert list(written(folder)["masters"][server.url]["tokens"]) == ["alice"]
@@ -359,7 +364,7 @@ def test_a_token_in_the_environment_is_used_unchecked_for_its_user(server: Simul
     def ask(name: str | None, **around: str) -> str:
         http = Http(server.url)
         environment = replace(NOBODY, config_folder=folder, **around)  # type: ignore[arg-type]
-        made = Login(http, user=name, password=None, environment=environment)
+        made = Login(http, V1Entrance, user=name, password=None, environment=environment)
         try:
             token = made.token()
             if token == "v2.env":
@@ -421,10 +426,11 @@ from pathlib import Path
 from cas.config import DeterminedEnvironment
 from cas.registry.auth import Login
 from cas.registry.http import Http
+from cas.registry.v1 import V1Entrance
 folder, url = Path(sys.argv[1]), sys.argv[2]
 environment = DeterminedEnvironment(None, None, None, None, None, folder)
 http = Http(url)
-token = Login(http, user="alice", password=None, environment=environment).token()
+token = Login(http, V1Entrance, user="alice", password=None, environment=environment).token()
 print("got a token" if token else "nothing")
 """
 

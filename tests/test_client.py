@@ -114,10 +114,11 @@ def test_the_calls_work_on_the_class_too() -> None:
 @pytest.mark.usefixtures("added")
 def test_lists_are_in_the_order_asked_for() -> None:
     experiment = Determined().get_experiment(1)
-    assert [one.uuid for one in experiment.list_checkpoints()] == [uuid(1), uuid(2), uuid(3)]
+    assert [one.uuid for one in experiment.list_checkpoints()] == [uuid(3), uuid(2), uuid(1)]  # the best first
+    assert experiment.list_checkpoints(max_results=1)[0].uuid == experiment.top_checkpoint().uuid
     assert [one.uuid for one in experiment.list_checkpoints("loss", "desc", 2)] == [uuid(3), uuid(2)]
     record_removed(open_store(Settings.load().home), uuid(2))
-    assert [one.uuid for one in experiment.list_checkpoints()] == [uuid(1), uuid(3)]
+    assert [one.uuid for one in experiment.list_checkpoints()] == [uuid(3), uuid(1)]
     assert [str(one.state) for one in Determined().get_trial(1).list_checkpoints()] == ["COMPLETED", "DELETED"]
     assert Determined().get_trial(1).select_checkpoint(latest=True).uuid == uuid(1)
     with pytest.raises(UsageError, match="go together"):
@@ -262,8 +263,9 @@ def test_a_master_that_does_not_answer_is_never_replaced_by_old_answers(
         experiment.top_checkpoint,
         lambda: experiment.top_n_checkpoints(2),
         lambda: trial.select_checkpoint(latest=True),
+        trial.list_checkpoints,
         lambda: Determined(server.url).get_experiment(1),
-        lambda: Determined(server.url).get_trial(1),
+        lambda: Determined(server.url).get_trial(1).select_checkpoint(best=True),
     ):
         with pytest.raises(OfflineError, match=r"does not answer.*as it was .* ago: set CAS_OFFLINE=1") as caught:
             question()
@@ -335,7 +337,8 @@ def test_nothing_of_a_password_is_in_repr(server: Simulator) -> None:
 
 def test_the_documented_import_path_has_the_documented_names() -> None:
     documented = {"Checkpoint", "Determined", "ExperimentReference", "TrialReference"}
-    assert set(cas.experimental.__all__) == documented | {"CheckpointSortBy", "DownloadMode", "OrderBy"}
+    newer = {"CheckpointSortBy", "DownloadMode", "Experiment", "OrderBy", "Trial", "client"}
+    assert set(cas.experimental.__all__) == documented | newer
     assert cas.experimental.Determined is Determined
     assert cas.experimental.ExperimentReference is ExperimentReference
     assert cas.experimental.TrialReference is TrialReference

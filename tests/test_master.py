@@ -22,11 +22,12 @@ from cas.errors import (
     OfflineError,
     UsageError,
 )
-from cas.registry import master as master_module
-from cas.registry import select
-from cas.registry.http import Http, Tls, canonical_url
-from cas.registry.master import PAGE, Master
+from cas.registry import select, v1
+from cas.registry.http import Http, canonical_url
+from cas.registry.master import Master
 from cas.registry.records import CheckpointRecord, State
+from cas.registry.tls import Tls, ssl_context
+from cas.registry.v1 import PAGE
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +124,8 @@ def test_a_checkpoint_is_read_as_the_contract_says(quiet: Simulator, ask: Ask) -
         hparams={},
         validation_metrics={"acc": 0.9},
         training_metrics=None,
+        task_id="2.task-6",
+        allocation_id="2.task-6.1",
     )
     assert (found.searcher_metric, found.smaller_is_better) == ("acc", False)
 
@@ -254,10 +257,10 @@ def test_a_gateway_whose_master_is_gone_is_offline(quiet: Simulator, ask: Ask) -
 
 
 def test_the_login_is_sent_once(quiet: Simulator, ask: Ask) -> None:
-    quiet.faults("503")
+    quiet.faults("ok 503")
     with pytest.raises(OfflineError):
         ask(quiet.url).experiment(2)
-    assert [one["path"] for one in quiet.requests()] == ["/api/v1/auth/login"]
+    assert [one["path"] for one in quiet.requests()] == ["/info", "/api/v1/auth/login"]
 
 
 def test_an_unreachable_master_is_offline_and_named(ask: Ask) -> None:
@@ -391,7 +394,7 @@ def test_an_inactive_user_is_told_so(quiet: Simulator, ask: Ask) -> None:
 def test_the_password_goes_over_the_wire_only_hashed(quiet: Simulator, ask: Ask) -> None:
     ask(quiet.url, "alice", "wonder").experiment(2)
     bodies = [one["body"] for one in quiet.requests()]
-    assert "alice" in bodies[0]
+    assert "alice" in bodies[1]
     assert not any("wonder" in body for body in bodies)
 
 
@@ -439,8 +442,8 @@ def test_tokens_and_passwords_are_in_no_repr_error_or_log(
     caplog.set_level(logging.DEBUG)
     registry = ask(quiet.url, "alice", "wonder")
     registry.experiment(2)
-    token = registry._login.token()
-    said = [repr(registry), repr(registry._login), repr(registry._login._who()), repr(registry._login._cache)]
+    token = registry.login.token()
+    said = [repr(registry), repr(registry.login), repr(registry.login._who()), repr(registry.login._cache)]
     quiet.faults("echo")
     with pytest.raises(MasterError, match="bad header Bearer … again") as caught:
         registry.experiment(2)
@@ -548,10 +551,8 @@ def test_noverify_asks_with_no_warning(secure: Simulator, ask: Ask, monkeypatch:
 
 def test_usual_authorities_count_beside_the_given_ones(certificate: Path) -> None:
     pem = certificate.with_name("cert.pem").read_text()
-    from cas.registry.http import _context
-
-    with_ours = _context("https://h", Tls(certificates=pem)).cert_store_stats()["x509_ca"]
-    assert with_ours == _context("https://h", Tls()).cert_store_stats()["x509_ca"] + 1
+    with_ours = ssl_context("https://h", Tls(certificates=pem)).cert_store_stats()["x509_ca"]
+    assert with_ours == ssl_context("https://h", Tls()).cert_store_stats()["x509_ca"] + 1
 
 
 def test_tls_settings_have_the_documented_precedence(
@@ -591,4 +592,4 @@ def test_certificates_that_are_no_pem_are_one_line(secure: Simulator) -> None:
 
 
 def test_the_page_size_is_what_this_file_assumes() -> None:
-    assert master_module.PAGE == PAGE < 2 * PAGE + 30
+    assert v1.PAGE == PAGE < 2 * PAGE + 30

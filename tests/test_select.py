@@ -184,7 +184,7 @@ def test_lists_put_what_lacks_the_value_last_in_both_directions() -> None:
         found = select.in_order(records, sort_by=sort_by, order_by=order_by, limit=limit)
         return [int(one.uuid[-1]) for one in found]
 
-    assert order(None, None) == [2, 3, 1]
+    assert order(None, None) == [3, 1, 2]  # the best first: newer code takes the first of the list
     assert order("loss", "asc") == [3, 1, 2]
     assert order("loss", OrderBy.DESC) == [1, 3, 2]
     assert order(CheckpointSortBy.SEARCHER_METRIC, "ORDER_BY_DESC") == [1, 3, 2]
@@ -193,5 +193,7 @@ def test_lists_put_what_lacks_the_value_last_in_both_directions() -> None:
     assert order(CheckpointSortBy.TRIAL_ID, OrderBy.DESC) == [1, 2, 3]
     with pytest.raises(UsageError, match="go together"):
         order("loss", None)
+    with pytest.raises(UsageError, match="name of a metric, not 3"):
+        order(3, "asc")
     with pytest.raises(UsageError, match="ASC or DESC"):
         order("loss", "up")

@@ -121,6 +121,18 @@ class Catalog:
 
     # --- lists -----------------------------------------------------------------------------------------------
 
+    def experiment_trials(self, id: int) -> list[TrialRecord]:
+        """Return all trials of an experiment that were ever seen, in order of id.
+
+        Raises:
+            NotFoundError: no registry here has an experiment of this id.
+            UsageError: several have, and none was named.
+        """
+        registry = self._one("experiment", id).registry
+        seen = self._store.records.find("trial", registry=registry, parent=f"experiment/{id}")
+        found = [TrialRecord.from_json(one.data, registry=registry, id=int(one.id)) for one in seen if one.id.isdigit()]
+        return sorted(found, key=lambda record: record.id)
+
     def experiment_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of an experiment that were ever seen.
 

@@ -6,14 +6,13 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from cas.config import DeterminedEnvironment
 from cas.errors import (
     AuthenticationError,
     CasError,
@@ -24,10 +23,9 @@ from cas.errors import (
     TransientRemoteError,
     UsageError,
 )
+from cas.registry.tls import Tls, ssl_context
 
 if TYPE_CHECKING:
-    import ssl
-
     import requests
 
 log = logging.getLogger("cas.registry")
@@ -36,8 +34,12 @@ RETRIES = 5  # as the other client: connection errors, and 502, 503, 504 of what
 BACKOFF = 0.5  # seconds, doubled each time
 GATEWAY_ERRORS = (502, 503, 504)  # a proxy's: the master itself did not answer
 MAX_BODY = 256 << 20  # bytes of one answer, unpacked; a page of 1,000 checkpoints has a few MB
+PATIENCE = 10  # times the timeout: what one question may take in all, its retries and a dripping answer included
+LEAST_PATIENCE = 60.0  # seconds
+STILL_GONE = 10.0  # seconds: a master that did not answer just now is asked once, not six times
 MAX_MESSAGE = 300  # characters of a server's text in our errors
 _WINDOW = 1 << 16
+_ALLOCATION = "Grpc-Metadata-x-allocation-token"
 
 Parameters = Sequence[tuple[str, str | int]]
 
@@ -75,76 +77,17 @@ def _without_user(text: str) -> str:
     return tail if mark else head + tail
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """How the certificate of a master is checked.
+class AllocationToken(str):
+    """The token of a task inside the cluster (`DET_SESSION_TOKEN`): it has a header of its own."""
 
-    `certificates` (PEM) count in addition to the usual authorities; `name` is what the certificate must be for, if
-    that is not the host of the URL.
-    """
-
-    verify: bool = True
-    certificates: str | None = field(default=None, repr=False)
-    name: str | None = None
-
-    @classmethod
-    def choose(
-        cls,
-        url: str,
-        environment: DeterminedEnvironment,
-        *,
-        cert_path: str | os.PathLike[str] | None = None,
-        cert_name: str | None = None,
-        noverify: bool = False,
-    ) -> Tls:
-        """Choose from arguments; with none of them, from the environment, else from `certs.json`.
-
-        Raises:
-            UsageError: the file given cannot be read, or both a file and `noverify` are given.
-        """
-        if cert_path is not None or cert_name is not None or noverify:
-            if cert_path is not None and noverify:
-                raise UsageError("cert_path and noverify contradict each other")
-            certificates = None if cert_path is None else _read_pem(Path(cert_path))
-            return cls(verify=not noverify, certificates=certificates, name=cert_name)
-        return cls._from_environment(url, environment)
-
-    @classmethod
-    def _from_environment(cls, url: str, environment: DeterminedEnvironment) -> Tls:
-        name = environment.cert_name or None
-        file = environment.cert_file
-        if not file:
-            return cls(certificates=_stored_certificates(url, environment.config_folder), name=name)
-        if file.lower() == "noverify":
-            return cls(verify=False, name=name)
-        if not Path(file).exists():
-            log.warning("DET_MASTER_CERT_FILE names %s, which does not exist; only the usual authorities count", file)
-            return cls(name=name)
-        return cls(certificates=_read_pem(Path(file)), name=name)
-
-
-def _read_pem(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError as error:
-        raise UsageError(f"cannot read the certificates in {path}: {error.strerror}") from error
-
-
-def _stored_certificates(url: str, folder: Path) -> str | None:
-    path = folder / "certs.json"
-    try:
-        known = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        log.warning("cannot read %s (%s); only the usual authorities count", path, error)
-        return None
-    found = known.get(url) if isinstance(known, dict) else None
-    return found if isinstance(found, str) else None
+    __slots__ = ()
 
 
 class Http:
     """Requests to one master. Safe for threads; a forked child opens connections of its own.
+
+    `timeout` is how long the master may keep silent, `patience` (default: ten times that, at least a minute) what one
+    question may take in all: an answer that comes drop by drop would have no end.
 
     Raises:
         OfflineError: it does not answer (its gateway's 502, 503 and 504 count as that, after retries).
@@ -162,8 +105,11 @@ class Http:
         timeout: float = 30.0,
         backoff: float = BACKOFF,
         max_body: int = MAX_BODY,
+        patience: float | None = None,
     ) -> None:
         self.url = url
+        self._patience = max(timeout * PATIENCE, LEAST_PATIENCE) if patience is None else patience
+        self._gone_at: float | None = None
         self._max_body = max_body
         self._tls = tls or Tls()
         self._timeout = timeout
@@ -173,17 +119,50 @@ class Http:
 
     def get(self, path: str, parameters: Parameters = (), *, token: str | None = None) -> Any:
         """Return the JSON of an answer; what is transient is tried again."""
+        return self._in_time(lambda: self._get(path, parameters, token))
+
+    def post(self, path: str, body: Mapping[str, Any], *, token: str | None = None) -> Any:
+        """Send JSON once, with no retries; return the JSON of the answer."""
+        return self._in_time(lambda: self._request("POST", path, (), token=token, body=body, retry=False))
+
+    def _get(self, path: str, parameters: Parameters, token: str | None) -> Any:
         last: CasError | None = None
         for _ in range(RETRIES):
             try:
-                return self._request("GET", path, parameters, token=token)
+                return self._request("GET", path, parameters, token=token, retry=not self._is_gone())
             except _BrokenOffError as error:
                 last = error
         raise OfflineError(f"{self.url}: its answers break off again and again") from last
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Send JSON once, with no retries; return the JSON of the answer."""
-        return self._request("POST", path, (), body=body, retry=False)
+    def _in_time(self, work: Callable[[], Any]) -> Any:
+        """Return what `work` returns, or raise; a thread of its own can be left behind where it has no end."""
+        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                outcome.put((work(), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        threading.Thread(target=run, name="cas-master", daemon=True).start()
+        try:
+            answer, error = outcome.get(timeout=self._patience)
+        except queue.Empty:
+            self._gone_at = time.monotonic()
+            message = f"the master {self.url} does not answer: no whole answer in {self._patience:g} seconds"
+            raise OfflineError(message) from None
+        if error is None:
+            self._gone_at = None
+            return answer
+        if isinstance(error, OfflineError):
+            self._gone_at = time.monotonic()
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
+
+    def _is_gone(self) -> bool:
+        return self._gone_at is not None and time.monotonic() - self._gone_at < STILL_GONE
 
     @contextlib.contextmanager
     def open(self, path: str, accept: str, *, token: str | None = None) -> Iterator[Body]:
@@ -260,6 +239,7 @@ class Http:
                     timeout=self._timeout,
                     verify=self._verify(),
                     stream=True,
+                    allow_redirects=data is None,  # a password goes to nobody but the master
                 )
                 stack.callback(response.close)
                 yield response
@@ -290,8 +270,11 @@ class Http:
         import requests
 
         parts, size = [], 0
+        end = time.monotonic() + self._patience
         try:
             for part in response.iter_content(_WINDOW):
+                if time.monotonic() > end:  # nobody waits for it any more
+                    raise OfflineError(f"the master {self.url} does not answer: its answer has no end")
                 parts.append(part)
                 size += len(part)
                 if size > self._max_body:
@@ -308,6 +291,9 @@ class Http:
             data, broken = None, True
         if response.status_code < 300 and not broken:
             return data
+        if 300 <= response.status_code < 400 and "Location" in response.headers:
+            there = _one_line(_without_user(response.headers["Location"]), secrets)
+            raise MasterError(f"{self.url} sends logins on to {there!r:.100}: give the master's own address")
         if response.status_code < 300:
             kind = response.headers.get("Content-Type", "no type").partition(";")[0]
             raise MasterError(
@@ -319,8 +305,9 @@ class Http:
     def _error(self, status: int, message: str) -> CasError:
         if status in GATEWAY_ERRORS:
             return OfflineError(f"the master {self.url} does not answer: HTTP {status} {message}".rstrip())
-        kinds = {401: AuthenticationError, 403: NotAllowedError, 404: NotFoundError}
-        return kinds.get(status, MasterError)(f"{self.url}: {message or f'HTTP {status}'}")
+        kinds: dict[int, type[CasError]] = {401: AuthenticationError, 403: NotAllowedError, 404: NotFoundError}
+        text = f"{self.url}: {message or f'HTTP {status}'}"
+        return kinds[status](text) if status in kinds else MasterError(text, status=status)
 
 
 class UnsupportedTypeError(MasterError):
@@ -379,10 +366,19 @@ def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Sessi
 
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             if url.startswith("https://") and tls.verify:
-                kwargs["ssl_context"] = _context(url, tls)
+                kwargs["ssl_context"] = ssl_context(url, tls)
                 if tls.name is not None:
                     kwargs["assert_hostname"] = kwargs["server_hostname"] = tls.name
             super().init_poolmanager(*args, **kwargs)
+
+    class Session(requests.Session):
+        """Takes no credential along where a redirect leads to another host, and none of `.netrc` either."""
+
+        def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+            elsewhere: bool = self.should_strip_auth(response.request.url, prepared_request.url)  # type: ignore[no-untyped-call]
+            if elsewhere:
+                for name in ("Authorization", _ALLOCATION):
+                    prepared_request.headers.pop(name, None)
 
     patience = Patience(
         total=retries,
@@ -392,24 +388,10 @@ def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Sessi
         raise_on_redirect=False,
         respect_retry_after_header=False,  # it may say hours
     )
-    session = requests.Session()
+    session = Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter(max_retries=patience))
     return session
-
-
-def _context(url: str, tls: Tls) -> ssl.SSLContext:
-    import ssl  # with requests: late
-
-    import certifi
-
-    context = ssl.create_default_context(cafile=certifi.where())
-    if tls.certificates:
-        try:
-            context.load_verify_locations(cadata=tls.certificates)
-        except (ssl.SSLError, ValueError) as error:
-            raise UsageError(f"the certificates for {url} are no PEM text: {error}") from error
-    return context
 
 
 def _bearer(token: str | None) -> Any:
@@ -420,7 +402,8 @@ def _bearer(token: str | None) -> Any:
 
         def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
             if token is not None:
-                request.headers["Authorization"] = f"Bearer {token}"
+                name = _ALLOCATION if isinstance(token, AllocationToken) else "Authorization"
+                request.headers[name] = f"Bearer {token}"
             return request
 
     return Bearer()

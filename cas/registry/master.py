@@ -1,28 +1,39 @@
-"""A Determined master as a registry."""
+"""A Determined master as a registry: it is asked what it is, and then in its own dialect."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from cas.config import DeterminedEnvironment, Settings
-from cas.errors import AuthenticationError, ContentError, MasterError, UsageError
-from cas.registry import v1
+from cas.errors import MasterError, NotAllowedError, NotFoundError, UsageError
 from cas.registry.auth import Login
-from cas.registry.http import BACKOFF, Body, Http, Parameters, Tls, canonical_url
-from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord, canonical_uuid
+from cas.registry.dialect import Dialect, Entrance
+from cas.registry.http import BACKOFF, Body, Http, Parameters, canonical_url
+from cas.registry.records import CheckpointRecord, ExperimentRecord, TrialRecord, canonical_uuid
+from cas.registry.tls import Tls
+from cas.registry.v0 import V0, V0Entrance
+from cas.registry.v1 import V1, V1Entrance
 from cas.registry.values import is_whole
 
-T = TypeVar("T")
+_FIRST_V1 = (0, 13)  # the first version that answers all questions under /api/v1
+_VERSION = re.compile(r"v?(\d+)\.(\d+)", re.ASCII)
 
-PAGE = 1000  # checkpoints per request: each brings its experiment's whole configuration along
-_RESTARTS = 3  # of a list that shrinks while its pages are read
-_EVERY_STATE = tuple(("states", f"STATE_{state}") for state in State)
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a master is: how to get in, and how to ask."""
+
+    entrance: Entrance
+    dialect: Dialect
 
 
 class Master:
-    """The registry of a Determined master, asked over `/api/v1`; nothing is sent before the first question.
+    """The registry of a Determined master, of any age; nothing is sent before the first question.
 
     Args:
         url: its address, in any form that `canonical_url` takes.
@@ -32,6 +43,7 @@ class Master:
         environment: default `DeterminedEnvironment.load()`.
         tls: default: as the environment and `certs.json` say.
         backoff: seconds before the second retry of what is transient.
+        patience: seconds that one question may take in all; default: see `Http`.
 
     Raises:
         UsageError: the address is none.
@@ -47,13 +59,18 @@ class Master:
         environment: DeterminedEnvironment | None = None,
         tls: Tls | None = None,
         backoff: float = BACKOFF,
+        patience: float | None = None,
     ) -> None:
         environment = environment or DeterminedEnvironment.load()
         canonical = canonical_url(url)
         timeout = (settings or Settings.load()).timeout
         tls = tls or Tls.choose(canonical, environment)
-        self._http = Http(canonical, tls=tls, timeout=timeout, backoff=backoff)
-        self._login = Login(self._http, user=user, password=password, environment=environment)
+        self._http = Http(canonical, tls=tls, timeout=timeout, backoff=backoff, patience=patience)
+        self._lock = threading.Lock()
+        self._known: _Kind | None = None
+        self.login = Login(
+            self._http, lambda: self._kind().entrance, user=user, password=password, environment=environment
+        )
 
     @property
     def name(self) -> str:
@@ -80,6 +97,11 @@ class Master:
             raise MasterError(f"{self.name} does not say its version; is it a Determined master?")
         return version
 
+    @property
+    def lists_are_complete(self) -> bool:
+        """Whether a checkpoint that a list of an experiment or trial lacks is gone: not so with masters of 0.12."""
+        return self._kind().dialect.lists_are_complete
+
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment.
 
@@ -88,7 +110,7 @@ class Master:
             OfflineError: it does not answer.
             AuthenticationError: it refuses the login.
         """
-        return self._read(f"/experiments/{_id(id)}", lambda answer: v1.experiment(self.name, answer))
+        return self._asked(id).experiment(id)
 
     def trial(self, id: int) -> TrialRecord:
         """Return a trial.
@@ -98,7 +120,7 @@ class Master:
             OfflineError: it does not answer.
             AuthenticationError: it refuses the login.
         """
-        return self._read(f"/trials/{_id(id)}", lambda answer: v1.trial(self.name, answer))
+        return self._asked(id).trial(id)
 
     def checkpoint(self, uuid: str) -> CheckpointRecord:
         """Return a checkpoint.
@@ -110,10 +132,17 @@ class Master:
             AuthenticationError: it refuses the login.
         """
         wanted = canonical_uuid(uuid)
-        record = self._read(f"/checkpoints/{wanted}", v1.Checkpoints(self.name).one)
-        if record.uuid != wanted:
-            raise MasterError(f"{self.name}: asked for checkpoint {wanted}, it answered with {record.uuid}")
-        return record
+        return self._require(wanted, self._kind().dialect.checkpoint(wanted))
+
+    def experiment_trials(self, id: int) -> list[TrialRecord]:
+        """Return all trials of an experiment, in order of id.
+
+        Raises:
+            NotFoundError: the master has no experiment of this id.
+            OfflineError: it does not answer.
+            AuthenticationError: it refuses the login.
+        """
+        return self._asked(id).experiment_trials(id)
 
     def experiment_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of an experiment, in every state, from all pages.
@@ -123,7 +152,7 @@ class Master:
             OfflineError: it does not answer.
             AuthenticationError: it refuses the login.
         """
-        return self._list(f"/experiments/{_id(id)}/checkpoints")
+        return self._asked(id).experiment_checkpoints(id)
 
     def trial_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of a trial, in every state, from all pages.
@@ -133,7 +162,24 @@ class Master:
             OfflineError: it does not answer.
             AuthenticationError: it refuses the login.
         """
-        return self._list(f"/trials/{_id(id)}/checkpoints")
+        return self._asked(id).trial_checkpoints(id)
+
+    def set_metadata(self, uuid: str, metadata: Mapping[str, Any]) -> CheckpointRecord:
+        """Replace all metadata of a checkpoint; return it as the master has it then.
+
+        Raises:
+            NotFoundError: the master has none of this UUID.
+            OfflineError: it does not answer.
+            NotAllowedError: the user may not change it.
+            UsageError: the master is too old to keep metadata.
+        """
+        wanted = canonical_uuid(uuid)
+        return self._require(wanted, self._kind().dialect.set_metadata(wanted, metadata))
+
+    def _require(self, wanted: str, record: CheckpointRecord) -> CheckpointRecord:
+        if record.uuid != wanted:
+            raise MasterError(f"{self.name}: asked for checkpoint {wanted}, it answered with {record.uuid}")
+        return record
 
     @contextlib.contextmanager
     def archive(self, uuid: str, accept: str) -> Iterator[Body]:
@@ -147,66 +193,57 @@ class Master:
         """
         path = f"/checkpoints/{canonical_uuid(uuid)}"
         with contextlib.ExitStack() as stack:
-            token = self._login.token()
-            try:
-                body = stack.enter_context(self._http.open(path, accept, token=token))
-            except AuthenticationError:
-                body = stack.enter_context(self._http.open(path, accept, token=self._login.renew(token)))
-            yield body
+            yield self._with_token(lambda token: stack.enter_context(self._http.open(path, accept, token=token)))
+
+    # --- what it is ------------------------------------------------------------------------------------------
+
+    def _kind(self) -> _Kind:
+        with self._lock:
+            if self._known is None:
+                old = self._is_old()
+                dialect = V0(self.name, self._ask) if old else V1(self.name, self._ask, self._tell)
+                self._known = _Kind(V0Entrance() if old else V1Entrance(), dialect)
+            return self._known
+
+    def _is_old(self) -> bool:
+        """Whether it speaks the dialect of 0.12; asked before anybody logs in, so no password goes to what is none."""
+        try:
+            found = _VERSION.match(self.version())
+        except NotFoundError:  # a gateway that lets nothing but the API through
+            found = None
+        if found is not None:
+            return (int(found[1]), int(found[2])) < _FIRST_V1
+        try:
+            self._http.get("/api/v1/master")
+        except NotAllowedError:
+            return False
+        except NotFoundError:
+            return True
+        except MasterError as error:
+            if error.status != 501:
+                raise
+            return True
+        return False
+
+    def _asked(self, id: int) -> Dialect:
+        """Who is asked about an id; what is none is not even the reason to say hello."""
+        if not is_whole(id, 1):
+            raise UsageError(f"an id is a whole number of 1 or more, not {id!r:.40}")
+        return self._kind().dialect
 
     # --- requests --------------------------------------------------------------------------------------------
 
-    def _list(self, path: str) -> list[CheckpointRecord]:
-        for _ in range(_RESTARTS):
-            found = self._all_pages(path)
-            if found is not None:
-                return found
-        raise MasterError(f"{self.name}: the list of checkpoints changes again and again; try again later")
+    def _ask(self, path: str, parameters: Parameters) -> Any:
+        return self._with_token(lambda token: self._http.get(path, parameters, token=token))
 
-    def _all_pages(self, path: str) -> list[CheckpointRecord] | None:
-        """All checkpoints, or None if the list shrank in between, so that some may have been passed over.
+    def _tell(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._with_token(lambda token: self._http.post(path, body, token=token))
 
-        In order of UUID: what is added meanwhile moves others to later pages, where they are seen twice at worst.
-        """
-        reader = v1.Checkpoints(self.name)
-        found: dict[str, CheckpointRecord] = {}
-        offset, total = 0, 0
-        while True:
-            page = self._read(path, reader.page, (*_ALL_IN_ORDER, ("offset", offset), ("limit", PAGE)))
-            if page.total < total:
-                return None
-            total = page.total
-            found.update((record.uuid, record) for record in page.checkpoints)
-            if page.end >= total:
-                return list(found.values())
-            if page.end <= offset or not page.checkpoints:
-                raise MasterError(f"{self.name}: a page of checkpoints ends where it began")
-            offset = page.end
-
-    def _read(self, path: str, parse: Callable[[Any], T], parameters: Parameters = ()) -> T:
-        answer = self._get(f"/api/v1{path}", parameters)
+    def _with_token(self, request: Callable[[str], Any]) -> Any:
+        token = self.login.token()
         try:
-            return parse(answer)
-        except (ContentError, UsageError, ValueError) as error:
-            raise MasterError(f"{self.name} answered with something that cannot be understood: {error}") from error
-
-    def _get(self, path: str, parameters: Parameters) -> Any:
-        token = self._login.token()
-        try:
-            return self._http.get(path, parameters, token=token)
-        except AuthenticationError:
-            return self._http.get(path, parameters, token=self._login.renew(token))
-
-
-_ALL_IN_ORDER: Parameters = (*_EVERY_STATE, ("sortByAttr", "SORT_BY_UUID"), ("orderBy", "ORDER_BY_ASC"))
-
-
-def _id(id: int) -> int:
-    """Check an id before it becomes part of a path.
-
-    Raises:
-        UsageError: it is no whole number of 1 or more.
-    """
-    if not is_whole(id, 1):
-        raise UsageError(f"an id is a whole number of 1 or more, not {id!r:.40}")
-    return id
+            return request(token)
+        except NotAllowedError as error:
+            if not self._kind().entrance.is_stale(error):
+                raise
+        return request(self.login.renew(token))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from cas.errors import ContentError, UsageError
+from cas.registry.reading import Reader, State, canonical_uuid, is_uuid
 from cas.registry.values import plain, without_credentials
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
-_UUID_HEX = re.compile(r"[0-9a-f]{32}", re.ASCII)
-
-
-class State(StrEnum):
-    """A checkpoint's state, as Determined names it."""
-
-    ACTIVE = "ACTIVE"
-    COMPLETED = "COMPLETED"
-    ERROR = "ERROR"
-    DELETED = "DELETED"
-    PARTIALLY_DELETED = "PARTIALLY_DELETED"
+__all__ = [
+    "CheckpointRecord",
+    "ExperimentRecord",
+    "Registry",
+    "State",
+    "TrialRecord",
+    "canonical_uuid",
+    "searcher_metric",
+    "smaller_is_better",
+]
 
 
 def searcher_metric(config: Mapping[str, Any]) -> str | None:
@@ -44,8 +40,9 @@ class CheckpointRecord:
 
     `experiment_config["searcher"]` holds the searcher metric and its direction, `experiment_config
     ["checkpoint_storage"]` where the files lie (with storage keys only in memory, hidden from repr, and taken out by
-    `to_json`). `report_time` is RFC 3339 text as the master gave it. `validation_metrics` is None if there was no
-    validation; odd values ("NaN", strings, booleans) are kept as they came.
+    `to_json`). Times are RFC 3339 text as the master gave it; only masters of 0.12 to 0.17 tell `start_time`.
+    `validation_metrics` is None if there was no validation; odd values ("NaN", strings, booleans) are kept as they
+    came.
     """
 
     registry: str
@@ -61,6 +58,9 @@ class CheckpointRecord:
     hparams: Mapping[str, Any] = field(default_factory=dict)
     validation_metrics: Mapping[str, Any] | None = None
     training_metrics: Mapping[str, Any] | None = None
+    start_time: str | None = None
+    task_id: str | None = None
+    allocation_id: str | None = None
 
     @property
     def searcher_metric(self) -> str | None:
@@ -95,6 +95,7 @@ class CheckpointRecord:
             "hparams": without_credentials(plain(self.hparams)),
             "validation": plain(self.validation_metrics),
             "training": plain(self.training_metrics),
+            **_told(start_time=self.start_time, task=self.task_id, allocation=self.allocation_id),
         }
         if self.experiment_id is None and self.experiment_config:
             data["config"] = without_credentials(plain(self.experiment_config))
@@ -110,7 +111,7 @@ class CheckpointRecord:
             ContentError: it is not what `to_json` writes.
         """
         read = Reader(data, f"record of checkpoint {uuid!r:.60} of {registry}")
-        if not _UUID.fullmatch(uuid):
+        if not is_uuid(uuid):
             raise read.error("its id is no UUID")
         return cls(
             registry=registry,
@@ -126,12 +127,20 @@ class CheckpointRecord:
             hparams=read.mapping("hparams") or {},
             validation_metrics=read.mapping("validation"),
             training_metrics=read.mapping("training"),
+            start_time=read.text("start_time"),
+            task_id=read.text("task"),
+            allocation_id=read.text("allocation"),
         )
+
+
+def _told(**values: Any) -> dict[str, Any]:
+    """Those members that a registry told anything of: most tell little, and a record is written often."""
+    return {name: value for name, value in values.items() if value is not None and value != () and value != {}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRecord:
-    """What a registry knows of one experiment."""
+    """What a registry knows of one experiment; what it did not tell is None, or empty."""
 
     registry: str
     id: int
@@ -139,6 +148,11 @@ class ExperimentRecord:
     state: str = ""
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     trial_ids: tuple[int, ...] = ()
+    start_time: str | None = None
+    end_time: str | None = None
+    description: str | None = None
+    labels: tuple[str, ...] = ()
+    archived: bool | None = None
 
     @property
     def searcher_metric(self) -> str | None:
@@ -153,7 +167,14 @@ class ExperimentRecord:
     def to_json(self) -> dict[str, Any]:
         """Return what is written of it, with no credential."""
         config = without_credentials(plain(self.config))
-        return {"name": self.name, "state": self.state, "config": config, "trials": list(self.trial_ids)}
+        return {
+            "name": self.name,
+            "state": self.state,
+            "config": config,
+            "trials": list(self.trial_ids),
+            **_told(start_time=self.start_time, end_time=self.end_time, description=self.description),
+            **_told(labels=list(self.labels) or None, archived=self.archived),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, registry: str, id: int) -> Self:
@@ -170,23 +191,43 @@ class ExperimentRecord:
             state=read.text("state") or "",
             config=read.mapping("config") or {},
             trial_ids=read.ids("trials"),
+            start_time=read.text("start_time"),
+            end_time=read.text("end_time"),
+            description=read.text("description"),
+            labels=read.names("labels"),
+            archived=read.truth("archived"),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """What a registry knows of one trial."""
+    """What a registry knows of one trial. Masters of 0.12 need not tell its experiment."""
 
     registry: str
     id: int
-    experiment_id: int
+    experiment_id: int | None
     state: str = ""
     hparams: Mapping[str, Any] = field(default_factory=dict)
+    start_time: str | None = None
+    end_time: str | None = None
+    steps_completed: int | None = None
+    summary_metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """What the catalog finds it by."""
+        return () if self.experiment_id is None else (f"experiment/{self.experiment_id}",)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written of it, with no credential."""
         hparams = without_credentials(plain(self.hparams))
-        return {"experiment": self.experiment_id, "state": self.state, "hparams": hparams}
+        return {
+            "experiment": self.experiment_id,
+            "state": self.state,
+            "hparams": hparams,
+            **_told(start_time=self.start_time, end_time=self.end_time, steps=self.steps_completed),
+            **_told(summary=plain(self.summary_metrics)),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, registry: str, id: int) -> Self:
@@ -196,11 +237,17 @@ class TrialRecord:
             ContentError: it is not what `to_json` writes.
         """
         read = Reader(data, f"record of trial {id} of {registry}")
-        experiment = read.whole("experiment")
-        if experiment is None:
-            raise read.error("it names no experiment")
-        state, hparams = read.text("state") or "", read.mapping("hparams") or {}
-        return cls(registry=registry, id=id, experiment_id=experiment, state=state, hparams=hparams)
+        return cls(
+            registry=registry,
+            id=id,
+            experiment_id=read.whole("experiment"),
+            state=read.text("state") or "",
+            hparams=read.mapping("hparams") or {},
+            start_time=read.text("start_time"),
+            end_time=read.text("end_time"),
+            steps_completed=read.whole("steps"),
+            summary_metrics=read.mapping("summary") or {},
+        )
 
 
 class Registry(Protocol):
@@ -231,136 +278,11 @@ class Registry(Protocol):
             NotFoundError: it has none of this UUID.
         """
 
+    def experiment_trials(self, id: int) -> list[TrialRecord]:
+        """Return all trials of an experiment, in order of id."""
+
     def experiment_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of an experiment."""
 
     def trial_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of a trial."""
-
-
-# --- from outside ----------------------------------------------------------------------------------------------
-
-
-def canonical_uuid(text: object) -> str:
-    """Return a UUID in its canonical form (36 characters, lower case), from any form that a master takes.
-
-    Those are 36 characters in any case, 32 hex digits, and 36 in `{…}` or after `urn:uuid:`.
-
-    Raises:
-        UsageError: it is none of them.
-    """
-    lower = str(text).strip().lower()
-    if _UUID_HEX.fullmatch(lower):
-        return "-".join((lower[:8], lower[8:12], lower[12:16], lower[16:20], lower[20:]))
-    if lower.startswith("{") and lower.endswith("}"):
-        lower = lower[1:-1]
-    lower = lower.removeprefix("urn:uuid:")
-    if not _UUID.fullmatch(lower):
-        raise UsageError(f"not a checkpoint UUID: {str(text)!r:.80}")
-    return lower
-
-
-class Reader:
-    """One JSON object from outside, read strictly: a field has its type, or the whole object is refused.
-
-    Raises:
-        ContentError: the value is no object, or a field is not what it must be.
-    """
-
-    def __init__(self, value: object, subject: str) -> None:
-        self._subject = subject
-        if not isinstance(value, Mapping):
-            raise self.error("it is no object")
-        self._value: Mapping[str, Any] = value
-
-    def error(self, reason: str) -> ContentError:
-        """Return the error that says what is wrong with it."""
-        return ContentError(f"{self._subject}: {reason}")
-
-    def _wrong(self, name: str) -> ContentError:
-        return self.error(f"{name} is {self._value.get(name)!r:.60}")
-
-    def raw(self, name: str) -> Any:
-        """Return a field as it is; None if it is absent."""
-        return self._value.get(name)
-
-    def inner(self, name: str) -> Reader:
-        """Return a field that is an object; an absent one reads as empty."""
-        return Reader(self.mapping(name) or {}, f"{self._subject}: {name}")
-
-    def text(self, name: str) -> str | None:
-        """Return a field that is text."""
-        value = self._value.get(name)
-        if value is not None and not isinstance(value, str):
-            raise self._wrong(name)
-        return plain(value)  # type: ignore[no-any-return]
-
-    def mapping(self, name: str) -> dict[str, Any] | None:
-        """Return a field that is an object, as plain JSON."""
-        value = self._value.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise self._wrong(name)
-        try:
-            return plain(value)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise self.error(f"{name} is {error}") from error
-
-    def whole(self, name: str) -> int | None:
-        """Return a field that is a whole number of 0 or more; masters write some as text, or as doubles."""
-        value = self._value.get(name)
-        if value is None:
-            return None
-        found = _whole(value)
-        if found is None:
-            raise self._wrong(name)
-        return found
-
-    def ids(self, name: str) -> tuple[int, ...]:
-        """Return a field that is a list of ids."""
-        values = self._value.get(name) or []
-        found = [_whole(value) for value in values] if isinstance(values, list) else [None]
-        if None in found:
-            raise self._wrong(name)
-        return tuple(one for one in found if one is not None)
-
-    def sizes(self, name: str) -> dict[str, int]:
-        """Return a field that maps names to sizes in bytes."""
-        values = self._value.get(name)
-        if values is None:
-            return {}
-        if not isinstance(values, Mapping):
-            raise self._wrong(name)
-        found: dict[str, int] = {}
-        for key, value in values.items():
-            size = _whole(value)
-            if size is None:
-                raise self.error(f"{name}: the size of {key!r:.60} is {value!r:.40}")
-            found[plain(key)] = size
-        return found
-
-    def uuid(self, name: str) -> str:
-        """Return a field that is the UUID of a checkpoint, in canonical form."""
-        value = self._value.get(name)
-        if not isinstance(value, str) or not _UUID.fullmatch(value):
-            raise self._wrong(name)
-        return value
-
-    def state(self, name: str) -> State:
-        """Return a field that is the state of a checkpoint, with or without the master's prefix."""
-        value = self.text(name) or ""
-        try:
-            return State(value.removeprefix("STATE_"))
-        except ValueError as error:
-            raise self._wrong(name) from error
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        value = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and 0 <= value < 1 << 63 else None

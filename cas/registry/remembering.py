@@ -21,13 +21,19 @@ T = TypeVar("T")
 
 
 def remember(
-    store: Store, registry: str, records: Iterable[Record], *, complete: str | None = None, durable: bool = False
+    store: Store,
+    registry: str,
+    records: Iterable[Record],
+    *,
+    complete: str | None = None,
+    others_are_gone: bool = True,
+    durable: bool = False,
 ) -> None:
     """Write down what was seen of a registry; what is known already is not written again.
 
     An experiment's configuration is kept once, with the experiment, not with each of its checkpoints. `complete`
-    (`experiment/1` or `trial/2`) says that these are all checkpoints of that thing: others that were known of it
-    before count as deleted from now on, and the time is noted.
+    (`experiment/1` or `trial/2`) says that these are all checkpoints of that thing that it lists: the time is noted,
+    and others that were known of it before count as deleted from now on, unless `others_are_gone` is false.
     """
     every = list(records)
     checkpoints = {record.uuid: record for record in every if isinstance(record, CheckpointRecord)}
@@ -36,7 +42,8 @@ def remember(
     new = [*_experiments(store, registry, every), *_trials(store, registry, every, complete)]
     new += [line for line in lines if known.get(line.id) != line.data]
     if complete is not None:
-        new += _gone(registry, {uuid: data for uuid, data in known.items() if uuid not in checkpoints})
+        if others_are_gone:
+            new += _gone(registry, {uuid: data for uuid, data in known.items() if uuid not in checkpoints})
         new.append(NewRecord("listing", complete, {"checkpoints": len(checkpoints)}))
     store.records.add(registry, new, durable=durable)
 
@@ -75,7 +82,7 @@ def _trials(store: Store, registry: str, records: Iterable[Record], complete: st
     for record in records:
         if isinstance(record, TrialRecord):
             whole[record.id] = record
-        elif isinstance(record, CheckpointRecord) and record.trial_id is not None and record.experiment_id is not None:
+        elif isinstance(record, CheckpointRecord) and record.trial_id is not None:
             told.setdefault(
                 record.trial_id,
                 TrialRecord(
@@ -89,9 +96,12 @@ def _trials(store: Store, registry: str, records: Iterable[Record], complete: st
     ids = map(str, whole.keys() | told.keys())
     known = _known(store, registry, "trial", ids, parent)
     for id, record in (told | whole).items():
+        before = known.get(str(id), {})
         data = record.to_json()
-        if str(id) not in known or (id in whole and known[str(id)] != data):
-            yield NewRecord("trial", str(id), data, (f"experiment/{record.experiment_id}",))
+        if record.experiment_id is None and before.get("experiment") is not None:
+            continue  # a master of 0.12 tells less of it by itself than in the list of its experiment
+        if not before or (id in whole and before != data) or before.get("experiment") != data["experiment"]:
+            yield NewRecord("trial", str(id), data, record.parents)
 
 
 def _gone(registry: str, known: Mapping[str, Mapping[str, Any]]) -> Iterator[NewRecord]:
@@ -172,9 +182,20 @@ class Remembering:
             NotFoundError: it has none of this UUID.
             OfflineError: it does not answer.
         """
-        record = self._ask(lambda: self._inner.checkpoint(uuid), f"checkpoint/{uuid}")
+        record = self._filled(self._ask(lambda: self._inner.checkpoint(uuid), f"checkpoint/{uuid}"))
         self._remember([record])
         return record
+
+    def experiment_trials(self, id: int) -> list[TrialRecord]:
+        """Return all trials of an experiment, as the inner registry says now.
+
+        Raises:
+            NotFoundError: it has no experiment of this id.
+            OfflineError: it does not answer.
+        """
+        records = self._ask(lambda: self._inner.experiment_trials(id), f"experiment/{id}")
+        self._remember(records)
+        return records
 
     def experiment_checkpoints(self, id: int) -> list[CheckpointRecord]:
         """Return all checkpoints of an experiment, as the inner registry says now.
@@ -183,7 +204,8 @@ class Remembering:
             NotFoundError: it has no experiment of this id.
             OfflineError: it does not answer.
         """
-        records = self._ask(lambda: self._inner.experiment_checkpoints(id), f"experiment/{id}")
+        found = self._ask(lambda: self._inner.experiment_checkpoints(id), f"experiment/{id}")
+        records = [self._filled(record) for record in found]
         self._remember(records, complete=f"experiment/{id}")
         return records
 
@@ -194,9 +216,39 @@ class Remembering:
             NotFoundError: it has no trial of this id.
             OfflineError: it does not answer.
         """
-        records = self._ask(lambda: self._inner.trial_checkpoints(id), f"trial/{id}")
+        found = self._ask(lambda: self._inner.trial_checkpoints(id), f"trial/{id}")
+        records = [self._filled(record) for record in found]
         self._remember(records, complete=f"trial/{id}")
         return records
+
+    def set_metadata(self, uuid: str, metadata: Mapping[str, Any]) -> CheckpointRecord:
+        """Replace all metadata of a checkpoint at the inner registry; return it as it is then.
+
+        Raises:
+            NotFoundError: it has none of this UUID.
+            OfflineError: it does not answer; nothing is changed here either.
+        """
+        inner: Any = self._inner  # a master; others have no metadata to set
+        changed: CheckpointRecord = inner.set_metadata(uuid, metadata)
+        record = self._filled(changed)
+        self._remember([record])
+        return record
+
+    def _filled(self, record: CheckpointRecord) -> CheckpointRecord:
+        """A record with what a master of 0.12 leaves out of it, where another list of the same master told it."""
+        if record.trial_id is not None and record.experiment_id is not None:
+            return record
+        try:
+            known = Catalog(self._store, self.name).checkpoint(record.uuid)
+        except (CasError, OSError):
+            return record
+        return replace(
+            record,
+            trial_id=record.trial_id if record.trial_id is not None else known.trial_id,
+            experiment_id=record.experiment_id if record.experiment_id is not None else known.experiment_id,
+            hparams=record.hparams or known.hparams,
+            experiment_config={**known.experiment_config, **record.experiment_config},
+        )
 
     def _ask(self, question: Callable[[], T], thing: str) -> T:
         try:
@@ -209,10 +261,12 @@ class Remembering:
         at = Catalog(self._store, self.name).seen_at(thing)
         if at is None:
             return f"the catalog has never seen {what}"
-        return f"the catalog has {what} as it was {ago(at)}: set CAS_OFFLINE=1 to be answered from it"
+        how = "set CAS_OFFLINE=1 (or --offline, offline=True) to be answered from it"
+        return f"the catalog has {what} as it was {ago(at)}: {how}"
 
     def _remember(self, records: Iterable[Record], *, complete: str | None = None) -> None:
         try:
-            remember(self._store, self.name, records, complete=complete)
+            all_there: bool = complete is not None and getattr(self._inner, "lists_are_complete", True)
+            remember(self._store, self.name, records, complete=complete, others_are_gone=all_there)
         except (OSError, CasError) as error:
             log.warning("cannot write down what %s answered: %s", self.name, error)

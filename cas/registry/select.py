@@ -60,6 +60,9 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
+Value = Callable[[Candidate], float | str | None]
+
+
 class CheckpointSortBy(StrEnum):
     """Attributes that a list of checkpoints can be in order of; any other text is the name of a metric."""
 
@@ -284,24 +287,42 @@ def in_order(
     order_by: str | OrderBy | None = None,
     limit: int | None = None,
 ) -> list[C]:
-    """Return records in order of an attribute or of a metric; default: by trial, then report time.
+    """Return records in order of an attribute or of a metric.
 
-    What lacks the value comes last in both directions. Ties: the older report time, then the UUID.
+    Default: the best by the searcher metric first, as `best` has it, what is not COMPLETED last; with no searcher
+    metric by trial. What lacks the value comes last in both directions. Ties: the older report time, then the UUID.
 
     Raises:
         UsageError: one of `sort_by` and `order_by` without the other, an unknown direction, a limit below 1.
     """
     if (sort_by is None) != (order_by is None):
         raise UsageError("sort_by and order_by go together: give both, or neither")
+    if sort_by is not None and not is_name(sort_by):
+        raise UsageError(f"sort_by must be a CheckpointSortBy or the name of a metric, not {sort_by!r:.40}")
     if limit is not None and not is_whole(limit, 1):
         raise UsageError(f"max_results must be 1 or more, not {limit!r:.40}")
-    descending = _direction(order_by) is OrderBy.DESC
-    value = _value_of(sort_by)
     settled = sorted(records, key=lambda record: (report_time(record) or (1 << 62, 0), record.uuid))
+    if sort_by is None:
+        value, descending = _best_first(settled)
+    else:
+        value, descending = _value_of(sort_by), _direction(order_by) is OrderBy.DESC
     able = [record for record in settled if value(record) is not None]
     lacking = [record for record in settled if value(record) is None]
     able.sort(key=value, reverse=descending)  # type: ignore[arg-type]  # none of these values is None
     return (able + lacking)[:limit]
+
+
+def _best_first(records: Sequence[Candidate]) -> tuple[Value, bool]:
+    """What a list is in order of where nothing is said, and whether the largest comes first."""
+    configured = next((record for record in records if record.searcher_metric is not None), None)
+    if configured is None or configured.searcher_metric is None:
+        return _value_of(CheckpointSortBy.TRIAL_ID), False
+    metric = configured.searcher_metric
+
+    def value(record: Candidate) -> float | None:
+        return metric_value(record, metric) if record.state is State.COMPLETED else None
+
+    return value, not configured.smaller_is_better
 
 
 def _direction(order_by: str | OrderBy | None) -> OrderBy:
@@ -313,10 +334,8 @@ def _direction(order_by: str | OrderBy | None) -> OrderBy:
     return OrderBy[name]
 
 
-def _value_of(sort_by: str | CheckpointSortBy | None) -> Callable[[Candidate], float | str | None]:
-    if sort_by is None:
-        return lambda record: record.trial_id
-    attributes: dict[CheckpointSortBy, Callable[[Candidate], float | str | None]] = {
+def _value_of(sort_by: str | CheckpointSortBy) -> Value:
+    attributes: dict[CheckpointSortBy, Value] = {
         CheckpointSortBy.UUID: lambda record: record.uuid,
         CheckpointSortBy.TRIAL_ID: lambda record: record.trial_id,
         CheckpointSortBy.BATCH_NUMBER: lambda record: record.steps_completed,
