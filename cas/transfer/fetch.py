@@ -147,6 +147,7 @@ class _Pull:
         self._relisting = threading.Lock()
         self._second_listing: Listing | None = None
         self._facts: Mapping[RemoteIdentity, OriginFact] = {}
+        self._hints = Hints(session, None)
 
     def run(self, registry: str, uuid: str) -> PullReport:
         """Pull."""

@@ -45,7 +45,7 @@ class Offer:
 class Hints:
     """Finds hints for the files of one pull; safe for its threads."""
 
-    def __init__(self, session: Session, domain: str) -> None:
+    def __init__(self, session: Session, domain: str | None) -> None:
         self._session = session
         self._store = session.store
         self._remote = session.remote
@@ -87,7 +87,8 @@ class Hints:
             known: its end.
         """
         strong, weak = checksums.of_whole(declared)
-        if strong is None and weak is None:
+        domain = self.domain
+        if strong is None and (weak is None or domain is None):
             return None, known
         try:
             records, known = self._records(file, known)
@@ -99,7 +100,7 @@ class Hints:
             return None, known
 
         def may_give(blob: Digest) -> bool:
-            return strong is not None or self._store.facts.came_from(blob, self.domain)
+            return strong is not None or (domain is not None and self._store.facts.came_from(blob, domain))
 
         with DonorFiles(self._store) as files:
             found = tuple(zip_donations(self._store, files, records, may_give))
