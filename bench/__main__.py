@@ -1,6 +1,6 @@
 """`make bench`: every row of the design's table of speeds, beside peers, in one run.
 
-`python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, import, memory,
+`python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, footprint, import, memory,
 chunks.
 Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
 """
@@ -19,6 +19,8 @@ import uuid as uuids
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from bench import chunks
 from bench.harness import QUICK, Contender, compare, job, peer
@@ -169,6 +171,30 @@ def ranks(ground: Ground) -> None:
     compare(f"One new checkpoint of {4 * LAYERS} MiB, loaded from a barrier", [eight, one], rounds=3)
 
 
+def footprint(ground: Ground) -> None:
+    """Eight processes that load one model and run it: what they take together."""
+    model = _model(LAYERS)
+    size = f"{4 * LAYERS} MiB"
+    for what, content in {"module": model, "state dict": model.state_dict()}.items():
+        uuid = ground.upload({"model.pth" if what == "module" else "weights.pt": _saved(content)})
+        subprocess.run(job("download", ground.home, ground.storage, uuid, ground.target), check=True)
+        file = next(path for path in ground.target.iterdir() if path.suffix in (".pth", ".pt"))
+        rows = []
+        contenders: dict[str, list[object]] = {"cas": [ground.home, ground.storage, uuid], "torch": [file]}
+        for who, where in contenders.items():
+            place = Path(tempfile.mkdtemp(dir=ground.folder))
+            commands = [job("footprint", f"{who} {what}", LAYERS, place, RANKS, n, *where) for n in range(RANKS)]
+            children = [subprocess.Popen(command) for command in commands]
+            if any(child.wait() for child in children):
+                raise RuntimeError("a process failed")
+            found = [json.loads(path.read_text()) for path in place.glob("done-*")]
+            total, private = (sum(one[name] for one in found) / MIB for name in ("proportional", "private"))
+            rows.append([who, f"{total:.0f}", f"{private / RANKS:.1f}"])
+        print(f"\n{RANKS} processes with one {what} of {size}, after a forward pass: memory beyond the idle processes'")
+        print(tabulate(rows, headers=["", "proportional set size of all, MiB", "mean private each, MiB"]))
+        ground.clean()
+
+
 def importing(ground: Ground) -> None:
     """Import the package."""
     ours = Contender("python -c 'import cas'", [sys.executable, "-c", "import cas"])
@@ -204,12 +230,24 @@ def _output(command: list[str]) -> Any:
 
 
 def _state_dict(count: int) -> bytes:
+    import torch
+
+    return _saved({f"layer{number}.weight": torch.randn(1024, 1024) for number in range(count)})
+
+
+def _model(count: int) -> Any:
+    import torch
+
+    return torch.nn.Sequential(*[torch.nn.Linear(1024, 1024, bias=False) for _ in range(count)])
+
+
+def _saved(content: Any) -> bytes:
     import io
 
     import torch
 
     buffer = io.BytesIO()
-    torch.save({f"layer{number}.weight": torch.randn(1024, 1024) for number in range(count)}, buffer)
+    torch.save(content, buffer)
     return buffer.getvalue()
 
 
@@ -230,6 +268,7 @@ BENCHES: dict[str, Callable[[Ground], None]] = {
     "again": again,
     "load": load,
     "ranks": ranks,
+    "footprint": footprint,
     "memory": memory,
     "chunks": cutting,
 }

@@ -106,6 +106,56 @@ def barrier(home: str, storage: str, uuid: str, folder: str, count: str, number:
     (place / f"done-{number}").write_text(json.dumps([started, time.time()]))
 
 
+def footprint(way: str, layers: str, folder: str, count: str, number: str, *where: str) -> None:
+    """Load a model, run it once, wait for the others, and write what it takes (bytes): proportional, and private."""
+    import torch
+
+    def build() -> Any:
+        return torch.nn.Sequential(*[torch.nn.Linear(1024, 1024, bias=False) for _ in range(int(layers))])
+
+    from cas.checkpoint import Checkpoint
+
+    _ = Checkpoint
+    torch.set_num_threads(1)
+    torch.nn.Linear(4, 4)(torch.ones(1, 4))
+    idle = _memory()
+    match way:
+        case "cas module":
+            model = _checkpoint(*where).load()
+        case "cas state dict":
+            model = _checkpoint(*where).load(model=build())
+        case "torch module":
+            model = torch.load(where[0], weights_only=False)
+        case _:
+            model = build()
+            model.load_state_dict(torch.load(where[0], weights_only=True))
+    with torch.no_grad():
+        model(torch.ones(1, 1024))
+    place = Path(folder)
+    _meet(place, "loaded", count, number)
+    now = _memory()
+    _meet(place, "measured", count, number)
+    (place / f"done-{number}").write_text(json.dumps({name: now[name] - idle[name] for name in now}))
+
+
+def _meet(place: Path, what: str, count: str, number: str) -> None:
+    (place / f"{what}-{number}").touch()
+    while len(list(place.glob(f"{what}-*"))) < int(count):
+        time.sleep(0.005)
+
+
+def _memory() -> dict[str, int]:
+    """What the kernel says that this process takes (bytes): its share of shared pages, and what is its alone."""
+    found = {"proportional": 0, "private": 0}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pss":
+            found["proportional"] += int(value.split()[0]) * 1024
+        if name in ("Private_Clean", "Private_Dirty"):
+            found["private"] += int(value.split()[0]) * 1024
+    return found
+
+
 def _timed(function: Any, count: int = 6) -> list[float]:
     seconds = []
     for _ in range(count):

@@ -10,6 +10,7 @@ their own, and nothing of `sys.path` or of the plain names in `sys.modules` is t
   plain name and hashes differently. `sys.modules` holds the module under it, so `inspect`, `dataclasses` and `pickle`
   find the right module by `__module__`, and a pickle of a loaded model contains the plain name.
 - Scopes are told apart by what their sources say: the checkpoints of one experiment share their classes.
+- Spawned processes get the modules with what is sent to them (cas/load/spawning.py).
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class ScopedName(str):
         self._scope = scope
         return self
 
+    @property
+    def scope(self) -> str:
+        """The key of the scope."""
+        return self._scope
+
     def __hash__(self) -> int:
         return hash((str(self), self._scope))
 
@@ -66,7 +72,8 @@ class Sources:
     def __init__(self, code: Path, files: Mapping[str, bytes], key: str) -> None:
         self.code = code
         self.key = key
-        self._files = files
+        self.parcel: Any = None  # how it goes to another process
+        self.files = files
         self._folders = {path[: end + 1] for path in files for end, letter in enumerate(path) if letter == "/"}
         # code/ itself first, then its direct sub-folders, as Determined searched them
         self._roots = ["", *sorted(folder for folder in self._folders if folder.count("/") == 1)]
@@ -86,9 +93,9 @@ class Sources:
 
     def defines(self, name: str) -> str | None:
         """Return the module of `code/` that defines a class or function of this name at its top, if one does."""
-        for path in sorted(self._files, key=lambda path: (path.count("/"), path)):
+        for path in sorted(self.files, key=lambda path: (path.count("/"), path)):
             try:
-                body = ast.parse(self._files[path]).body
+                body = ast.parse(self.files[path]).body
             except (SyntaxError, ValueError, RecursionError):
                 continue
             if any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in body):
@@ -97,9 +104,9 @@ class Sources:
 
     def _find(self, prefix: str, name: str) -> tuple[str, bool] | None:
         """Return a module's file (of a namespace package: its folder) and whether it is a package."""
-        if f"{prefix}{name}/__init__.py" in self._files:
+        if f"{prefix}{name}/__init__.py" in self.files:
             return f"{prefix}{name}/__init__.py", True
-        if f"{prefix}{name}.py" in self._files:
+        if f"{prefix}{name}.py" in self.files:
             return f"{prefix}{name}.py", False
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             if (self.code / f"{prefix}{name}{suffix}").is_file():
@@ -140,7 +147,7 @@ class Sources:
     def _execute(self, name: str, file: str, package: bool, *, parent: str, last: str) -> ModuleType:  # noqa: FBT001
         scoped = ScopedName(name, self.key)
         path = os.fspath(self.code / file)
-        loader = _Loader(self._files.get(file), path)
+        loader = _Loader(self.files.get(file), path)
         spec = importlib.machinery.ModuleSpec(scoped, loader, origin=path, is_package=package)
         if file.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
             return self._load_extension(name, path, parent, last)
@@ -243,11 +250,24 @@ def sources_of(code: Path) -> Sources:
     files = _read(code)
     listing = "".join(f"{name}\0{Digest.of(data).hex}\n" for name, data in sorted(files.items()))
     key = Digest.of(listing.encode("utf-8", "surrogateescape")).hex
+    return keep(scope_of(key) or Sources(code, files, key))
+
+
+def scope_of(key: str) -> Sources | None:
+    """Return the scope with this key, if this process has it."""
+    return _scopes.get(key)
+
+
+def keep(scope: Sources) -> Sources:
+    """Make a scope known in this process, as the last one that was used; return it, or the one known before."""
+    from cas.load import spawning
+
     with _lock:
-        scope = _scopes.pop(key, None) or Sources(code, files, key)
-        _scopes[key] = scope
+        scope = _scopes.pop(scope.key, scope)
+        _scopes[scope.key] = scope
         if _last_resort not in sys.meta_path:
             sys.meta_path.append(_last_resort)
+            spawning.register()
     return scope
 
 
