@@ -18,12 +18,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cas.adding import add, remove
+    from cas.adding import add
     from cas.checkpoint import Checkpoint
     from cas.client import Determined
     from cas.config import Settings
     from cas.errors import CasError
     from cas.references import ExperimentReference, TrialReference
+    from cas.removing import pin, prune, remove, unpin
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,10 @@ __all__ = [
     "TrialReference",
     "__version__",
     "add",
+    "pin",
+    "prune",
     "remove",
+    "unpin",
 ]
 
 _HOMES = {
@@ -47,7 +51,10 @@ _HOMES = {
     "Settings": "cas.config",
     "TrialReference": "cas.references",
     "add": "cas.adding",
-    "remove": "cas.adding",
+    "pin": "cas.removing",
+    "prune": "cas.removing",
+    "remove": "cas.removing",
+    "unpin": "cas.removing",
 }
 
 

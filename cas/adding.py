@@ -1,4 +1,4 @@
-"""Adding checkpoints of the user's own to the store, and removing checkpoints from it."""
+"""Adding checkpoints of the user's own to the store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from cas.checkpoint import Checkpoint, digests_of, users_path
 from cas.config import Settings
 from cas.errors import UsageError
 from cas.index.manifest import Manifest
-from cas.index.remove import RemoveReport, execute_remove, plan_remove
 from cas.index.store import Store, store_of
 from cas.registry.catalog import Catalog
-from cas.registry.local import LOCAL, check_local, record_local, record_removed
+from cas.registry.local import LOCAL, check_local, record_local
 from cas.registry.records import CheckpointRecord, State, canonical_uuid
 from cas.transfer.adopt import hash_folder, ingest_folder
 
@@ -137,21 +136,3 @@ def _metadata_in(store: Store, manifest: Manifest) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def remove(uuid: str, *, settings: Settings | None = None) -> RemoveReport:
-    """Remove a checkpoint's files from this disk; bytes that other checkpoints need stay.
-
-    What was added locally is gone then: it has no origin. The record of a master's checkpoint stays.
-
-    Raises:
-        UsageError: it is no UUID.
-        NotFoundError: the store holds no such checkpoint.
-    """
-    chosen = settings or Settings.load()
-    store = store_of(chosen)
-    plan = plan_remove(store, canonical_uuid(uuid))
-    report = execute_remove(store, plan)
-    if LOCAL in plan.registries:
-        record_removed(store, plan.uuid)
-    return report

@@ -31,6 +31,7 @@ from cas.origins import Origin
 from cas.registry.local import LOCAL
 from cas.registry.records import CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
+from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
 
 if TYPE_CHECKING:
@@ -318,6 +319,8 @@ class Checkpoint(Described):
         if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
             raise self._gone(manifest, absent)
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
+        if self.settings.max_size is not None and self.pull_report.files_fetched:
+            keep_small(self.store, self.settings.max_size)
         return self.pull_report.manifest
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:

@@ -129,6 +129,22 @@ def size_of(text: object) -> int:
     return int(float(number) * factor)
 
 
+_LENGTHS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdwy])", re.ASCII | re.IGNORECASE)
+
+
+def seconds_of(text: object) -> float:
+    """Parse a length of time: `30d`, `12h`, `2w`, `90m`, `45s`, `1y`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _DURATION.fullmatch(str(text).strip())
+    if found is None:
+        raise ValueError("must be a length of time, like 30d, 12h, 2w or 90m")
+    return float(found[1]) * _LENGTHS[found[2].lower()]
+
+
 def _text(text: object) -> str:
     if not isinstance(text, str):  # config.toml may hold anything
         raise ValueError("must be text")
@@ -180,6 +196,7 @@ class Settings:
     concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
     check_space: bool = _setting(True, _truth, "refuse what will not fit on the disk before anything is written")
     lock_stall: float = _setting(60.0, _seconds, "seconds without progress after which a lock is not waited for")
+    max_size: int | None = _setting(None, size_of, "size of the store, like 200GiB, that is kept after pulls")
     timeout: float = _setting(30.0, _seconds, "seconds that a server may keep silent")
     region: str | None = _setting(None, _text, "region of S3 buckets, if nothing else tells")
     progress: Progress = _setting(Progress.AUTO, Progress, "progress on stderr: auto, on, off")

@@ -18,6 +18,7 @@
     │   └── AuthenticationError   8  a master refused the login or the token
     ├── UnsafeContentError        9  a pickle or code that the trust policy does not allow to run
     ├── PeerError                 1  another rank of the job failed, or does not answer
+    ├── ProtectedError           10  a checkpoint is pinned or in use, and stays
     ├── MasterError               1  a master answered with an error or with something that is no answer
     └── RemoteError               1  a remote answered with an error
         ├── TransientRemoteError  1  worth another try: the one type that retries look at
@@ -47,6 +48,7 @@ __all__ = [
     "NotFoundError",
     "OfflineError",
     "PeerError",
+    "ProtectedError",
     "RemoteError",
     "TransientRemoteError",
     "UnsafeContentError",
@@ -151,6 +153,17 @@ class UnsafeContentError(CasError):
 
 class PeerError(CasError):
     """Another rank of the job failed, or does not answer: no rank goes on alone."""
+
+
+class ProtectedError(CasError):
+    """A checkpoint (or, with no UUID, the store) is pinned or in use, and stays."""
+
+    exit_code = 10
+
+    def __init__(self, uuid: str | None, reason: str) -> None:
+        self.uuid = uuid
+        self.reason = reason
+        super().__init__(f"checkpoint {uuid} stays: {reason}" if uuid else reason)
 
 
 class MasterError(CasError):

@@ -131,7 +131,7 @@ def test_the_damaged_copy_is_kept_until_the_blob_is_here_again(store: Store) -> 
 
 def test_a_right_blob_in_aside_comes_back(store: Store) -> None:  # F7
     held = store.layout.aside(HELLO.hex)
-    held.parent.mkdir()
+    held.parent.mkdir(exist_ok=True)
     path_of(store).rename(held)
     inode = held.stat().st_ino
     assert store.blobs.locate(HELLO) == path_of(store)
@@ -140,7 +140,7 @@ def test_a_right_blob_in_aside_comes_back(store: Store) -> None:  # F7
 
 def test_a_wrong_one_in_aside_stays_there(store: Store) -> None:
     held = store.layout.aside(HELLO.hex)
-    held.parent.mkdir()
+    held.parent.mkdir(exist_ok=True)
     path_of(store).rename(held)
     damage(held)
     assert store.blobs.locate(HELLO) is None

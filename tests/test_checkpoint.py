@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stores import UUID, damage, lies, run_python
 
-from cas.adding import add, remove
+from cas.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Link, Settings
 from cas.errors import (
@@ -29,6 +29,7 @@ from cas.index.check import check
 from cas.index.digest import Digest
 from cas.index.store import open_store
 from cas.registry.records import CheckpointRecord, State
+from cas.removing import remove
 
 FILES = {
     "state_dict.pth": os.urandom(3 << 20),

@@ -10,7 +10,7 @@ import pytest
 from kills import Operation, complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, manifest_of, tagged, uuid
 
-from cas.adding import add, remove
+from cas.adding import add
 from cas.config import Progress, Settings
 from cas.errors import NotFoundError
 from cas.index import lines
@@ -18,6 +18,7 @@ from cas.index.check import Kind, check
 from cas.index.digest import Digest
 from cas.index.records import NewRecord
 from cas.index.store import Store
+from cas.removing import remove
 from cas.transfer.fetch import pull
 from cas.transfer.folder import FolderRemote
 

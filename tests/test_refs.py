@@ -61,7 +61,7 @@ def test_a_right_manifest_of_a_newer_format_is_one_clear_error(store: Store) -> 
 def test_a_manifest_left_aside_by_a_killed_removal_comes_back(store: Store) -> None:
     manifest = tagged(store, UUID, {"a": b"1"})
     held = store.layout.aside(f"{manifest.digest.hex}.json")
-    held.parent.mkdir()
+    held.parent.mkdir(exist_ok=True)
     os.rename(store.layout.manifest(manifest.digest), held)
     assert store.resolve("local", UUID) == manifest
     assert store.layout.manifest(manifest.digest).exists() and not held.exists()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stores import damage, lies, manifest_of, uuid
 
-from cas.adding import add, remove
+from cas.adding import add
 from cas.config import Progress, Settings
 from cas.index import lines
 from cas.index.check import Kind, check
@@ -19,6 +19,7 @@ from cas.index.digest import Digest
 from cas.index.records import NewRecord
 from cas.index.store import Store
 from cas.load.views import make_view
+from cas.removing import remove
 from cas.transfer.fetch import pull
 from cas.transfer.folder import FolderRemote
 

@@ -73,6 +73,7 @@ def _listed(record: CheckpointRecord, used: CheckpointUsage | None) -> dict[str,
         "state": str(record.state),
         "size": used.size if used else sum(record.resources.values()) if record.resources else None,
         "here": _here(used),
+        "pinned": used is not None and used.pinned,
         "metric": {"name": name, "value": values[name]} if name in values else None,
     }
 
@@ -80,7 +81,7 @@ def _listed(record: CheckpointRecord, used: CheckpointUsage | None) -> dict[str,
 def _unlisted(used: CheckpointUsage) -> dict[str, Any]:
     absent = dict.fromkeys(("experiment", "trial", "batch"))
     known = {"registry": used.registries[0], **absent, "uuid": used.uuid, "state": None, "size": used.size}
-    return {**known, "here": _here(used), "metric": None}
+    return {**known, "here": _here(used), "pinned": used.pinned, "metric": None}
 
 
 def _here(used: CheckpointUsage | None) -> str:
@@ -100,6 +101,7 @@ def _row(row: dict[str, Any]) -> list[object]:
     shown = f"{metric['name']}={_short(metric['value'])}" if metric else None
     size = output.size(row["size"]) if row["size"] is not None else None
     here = row["here"] if row["state"] in (None, "COMPLETED") else f"{row['here']} ({row['state'].lower()})"
+    here += ", pinned" if row["pinned"] else ""
     return [row["registry"], row["experiment"], row["trial"], row["batch"], row["uuid"], size, here, shown]
 
 
@@ -138,11 +140,22 @@ def du(args: argparse.Namespace) -> None:
         output.say_json(**asdict(found))
         return
     size = output.size
-    rows = [(one.uuid, one.files, size(one.size), size(one.own), size(one.shared)) for one in found.checkpoints]
-    headers = ("checkpoint", "files", "size", "only its own", "shared")
+    rows = [_used(one) for one in found.checkpoints]
+    headers = ("checkpoint", "files", "size", "only its own", "shared", "last used")
     if rows:
-        output.say(output.table(headers, rows, right=headers[1:]) + "\n")
+        output.say(output.table(headers, rows, right=headers[1:5]) + "\n")
     output.say(f"only one checkpoint's: {size(found.own)}")
     output.say(f"shared, counted once:  {size(found.shared)}")
     output.say(f"no checkpoint's:       {size(found.unreferenced)}")
+    if found.aside:
+        output.say(f"put aside, not counted: {size(found.aside)} (`{args.program} prune` judges it)")
     output.say(f"total:                 {size(found.total)} (in a folder per checkpoint: {size(found.apart)})")
+
+
+def _used(one: CheckpointUsage) -> tuple[object, ...]:
+    from datetime import datetime
+
+    size = output.size
+    when = "" if one.last_used is None else datetime.fromtimestamp(one.last_used).strftime("%Y-%m-%d %H:%M")
+    pinned = "pinned" if one.pinned else ""
+    return one.uuid, one.files, size(one.size), size(one.own), size(one.shared), ", ".join(filter(None, (when, pinned)))

@@ -34,7 +34,11 @@ def view(args: argparse.Namespace) -> None:
     """Print the folder of a checkpoint's view."""
     if args.uuid is None:
         raise missing(args, "checkpoint", "<uuid>")
-    path = str(client(args).get_checkpoint(args.uuid).view())
+    from cas.index.remove import GRACE
+
+    checkpoint = client(args).get_checkpoint(args.uuid)
+    path = str(checkpoint.view())
+    checkpoint.store.leases.linger(GRACE)  # for whoever is given the path now
     if args.json:
         output.say_json(uuid=args.uuid, path=path)
     else:

@@ -304,13 +304,21 @@ class Blobs:
     def _bring_back(self, digest: Digest) -> bool:
         folder = self._layout.root / "aside"
         for name in disk.names(folder):
-            if name.startswith(f"{digest.hex}.") and self._matches(folder / name, digest):
+            if name.startswith(f"{digest.hex}.") and self._is_right(folder / name, digest):
                 try:
                     self.link_back(folder / name, digest)
                 except OSError as error:
                     log.info("blob %s cannot be brought back from aside/: %s", digest, error)
                 return self._layout.blob(digest).exists()
         return False
+
+    def _is_right(self, held: Path, digest: Digest) -> bool:
+        """Whether what is held in `aside/` has the bytes of its digest: renaming changes nothing that a fact says."""
+        try:
+            signature = Signature.of(held.stat())
+        except FileNotFoundError:
+            return False
+        return self.is_trusted(digest, signature) or self._matches(held, digest)
 
     def drop_healed(self) -> None:
         """Delete what lies in `aside/` for no reason: copies of what is here again, whole, and views."""

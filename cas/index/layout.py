@@ -198,6 +198,8 @@ def prepare(root: Path, *, shared: bool = False, network: bool = False) -> Forma
         for name in ("ingest", "views"):
             disk.make_folder(root / name)
             _write_new(root / name / "CACHEDIR.TAG", CACHEDIR_TAG.encode())
+        for name in ("aside", "leases"):  # now, because what makes room on a full disk needs them
+            disk.make_folder(root / name)
         kind = "flock" if not network and locks.work_in(root / "ingest") else "lease"
         document = {"cas": "store", "format": FORMAT, "store": secrets.token_hex(16), "locks": kind}
         _write_new(root / "format.json", json.dumps(document, indent=1).encode() + b"\n")

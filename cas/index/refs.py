@@ -142,6 +142,14 @@ class Refs:
         check_uuid(uuid)
         return [unquote_registry(name) for name in disk.names(folder) if (folder / name / uuid).is_dir()]
 
+    def added(self, uuid: str) -> Iterator[int]:
+        """Yield when each ref of a checkpoint was added (ns, by the disk's clock)."""
+        for registry in self.registries(uuid):
+            folder = self._layout.refs(registry, uuid)
+            for name in disk.names(folder):
+                with contextlib.suppress(OSError):
+                    yield (folder / name).stat().st_mtime_ns
+
     def all(self) -> Iterator[tuple[str, str, list[Digest]]]:
         """Yield registry, UUID and manifests of every checkpoint."""
         folder = self._layout.root / "refs"

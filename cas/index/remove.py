@@ -1,19 +1,31 @@
-"""Removing a checkpoint from this disk: its refs, and the blobs that nobody else needs.
+"""Removing: the one way in which checkpoints and bytes leave this disk, for `rm` and for `prune`.
 
-Blobs are renamed to `aside/` first; then refs are read again: one that appeared in between links them back.
+Everything is renamed to `aside/` first, and what is held there is judged by refs, pins, leases and views that are read
+again after that: who adds a ref or takes a lease in between gets what they need back (F11, F31). Nothing is written, so
+that it works on a disk that is full.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cas.errors import NotFoundError
-from cas.index import disk
+from cas.errors import NotFoundError, ProtectedError
+from cas.index import aside, disk
+from cas.index.aside import Held
 from cas.index.digest import Digest
+from cas.index.doors import door
+from cas.index.leases import Lease
+from cas.index.needs import Watch
+from cas.index.probe import file_system, is_network
 from cas.index.store import Store, explained
+
+log = logging.getLogger("cas.index")
+
+GRACE = 600.0  # seconds that things stay in `aside/` before they are judged once more and deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +41,12 @@ class RemovePlan:
 
 @dataclass(frozen=True, slots=True)
 class RemoveReport:
-    """What was removed: blobs, and their bytes."""
+    """What was removed: blobs, and the bytes that came back; `later`: bytes that do not come back yet."""
 
     uuid: str
     blobs: int
     size: int
+    later: int = 0  # in use, or in `aside/` for the grace time: `prune` deletes them then
 
 
 def plan_remove(store: Store, uuid: str) -> RemovePlan:
@@ -45,72 +58,178 @@ def plan_remove(store: Store, uuid: str) -> RemovePlan:
     registries = tuple(store.refs.registries(uuid))
     if not registries:
         raise NotFoundError(f"checkpoint {uuid} is not in the store {store.home}; `cas ls` lists what is")
-    manifests = {digest for registry in registries for digest in store.refs.of(registry, uuid)}
-    mine = _needs(store, manifests)
-    others = _needs(store, _manifests_of_others(store, uuid))
+    mine: set[Digest] = set()
+    others: set[Digest] = set()
+    watch = Watch(store)
+    for _, other, manifests in store.refs.all():
+        for manifest in manifests:
+            (mine if other == uuid else others).update(watch.tree(manifest) or ())
     sizes = {digest: _size(store.layout.blob(digest)) for digest in mine}
     gone = tuple(sorted(mine - others))
     size = sum(sizes[digest] for digest in gone)
     return RemovePlan(uuid, registries, gone, size, sum(sizes.values()) - size)
 
 
-def execute_remove(store: Store, plan: RemovePlan) -> RemoveReport:
-    """Remove a checkpoint as planned; a blob that another checkpoint needs by now stays."""
+def execute_remove(
+    store: Store, plan: RemovePlan, *, force: bool = False, is_only_copy: Callable[[str], bool] = lambda uuid: True
+) -> RemoveReport:
+    """Remove a checkpoint as planned; a blob that somebody else needs by now stays.
+
+    Args:
+        store: the store.
+        plan: what `plan_remove` said.
+        force: also a checkpoint that somebody uses. What they use stays until they have ended; `prune` deletes it then.
+        is_only_copy: whether a checkpoint lies nowhere else.
+
+    Raises:
+        ProtectedError: it is pinned; or, without `force`, somebody uses it.
+    """
     with explained(f"cannot remove checkpoint {plan.uuid}"):
-        manifests = {digest for registry in plan.registries for digest in store.refs.of(registry, plan.uuid)}
-        for registry in plan.registries:
-            store.refs.untag(registry, plan.uuid)
-        held = {digest: path for digest in plan.blobs if (path := _move_aside(store, digest)) is not None}
-        remaining = {digest for _, _, digests in store.refs.all() for digest in digests}
-        needed = _needs(store, remaining)
-        freed = 0
-        for digest, path in held.items():
-            if digest in needed:
-                store.blobs.link_back(path, digest)
+        removal = Removal(store, Watch(store, is_only_copy), at_once=grace_of(store) == 0)
+        stayed = removal.take_checkpoints([plan.uuid], force=force)
+        if plan.uuid in stayed:
+            raise ProtectedError(plan.uuid, stayed[plan.uuid])
+        removal.forget_refs()
+        left = removal.take_bytes(plan.blobs)
+        freed = removal.finish()
+    return RemoveReport(plan.uuid, freed.blobs, freed.size, left + removal.waiting)
+
+
+def grace_of(store: Store) -> float:
+    """Return how long (seconds) what is removed by name stays in `aside/`: where hosts see names late, GRACE."""
+    return GRACE if is_network(file_system(store.home)) else 0.0
+
+
+class Removal:
+    """One removal under way: first `take_checkpoints`, then `take_bytes`, then `finish`.
+
+    Args:
+        store: the store.
+        watch: what tells what must stay.
+        at_once: delete when finished; else what was taken stays in `aside/` for the grace time.
+    """
+
+    def __init__(self, store: Store, watch: Watch, *, at_once: bool) -> None:
+        self._store = store
+        self._watch = watch
+        self._at_once = at_once
+        self._refs: list[Held] = []
+        self._bytes: list[Held] = []
+        self._manifests: set[Digest] = set()
+
+    def take_checkpoints(self, uuids: Iterable[str], *, force: bool = False) -> dict[str, str]:
+        """Take the refs of checkpoints away, but of those that are protected; return these, with the reasons.
+
+        With `force`, those that somebody uses go too, and only pins protect.
+        """
+        taken: dict[str, list[Held]] = {}
+        manifests: dict[str, set[Digest]] = {}
+        for uuid in uuids:
+            registries = self._store.refs.registries(uuid)
+            manifests[uuid] = {digest for name in registries for digest in self._store.refs.of(name, uuid)}
+        protected = self._protected(manifests, force=force)
+        for uuid in manifests.keys() - protected.keys():
+            taken[uuid] = aside.take_refs(self._store, uuid)
+        # Only now can nobody begin to use them unseen: who claims, reads refs after that.
+        late = self._protected({uuid: manifests[uuid] for uuid in taken}, force=force)
+        for uuid, found in taken.items():
+            if uuid in late:
+                for one in found:
+                    aside.give_refs_back(self._store, one)
             else:
-                freed += _size(path)
-                disk.unlink(path)
-        for digest in manifests - remaining:
-            store.drop_view(digest)
-            _remove_manifest(store, digest)
-    return RemoveReport(plan.uuid, len(held.keys() - needed), freed)
+                self._refs += found
+                self._manifests |= manifests[uuid]
+                self._store.uses.forget(uuid)
+        return protected | late
+
+    def _protected(self, manifests: Mapping[str, set[Digest]], *, force: bool) -> dict[str, str]:
+        pinned = self._store.pins.all()
+        found = {uuid: f"it is pinned; `cas unpin {uuid}` unpins it" for uuid in manifests if uuid in pinned}
+        if force:
+            return found
+        alive = self._watch.living()
+        viewed = self._watch.viewed(alive)
+        for uuid, digests in manifests.items():
+            users = users_of(uuid, digests, alive, viewed)
+            if users and uuid not in found:
+                found[uuid] = f"it is in use by {users}"
+        return found
+
+    def forget_refs(self) -> None:
+        """Delete the refs that were taken: whatever happens now, these checkpoints are no more."""
+        for one in self._refs:
+            disk.remove_tree(one.path)
+        self._refs.clear()
+
+    def take_bytes(self, blobs: Iterable[Digest], *, may_be_new: Iterable[Digest] = ()) -> int:
+        """Take blobs away that nobody needs, and views and manifests of the checkpoints that were taken.
+
+        Args:
+            blobs: of checkpoints that were taken.
+            may_be_new: that no checkpoint needed; one that came while somebody brings a checkpoint stays.
+
+        Returns:
+            The bytes of those that stay because somebody uses them, or because nobody knows what needs them.
+        """
+        needs = self._watch.needs()
+        for manifest in self._manifests - needs.manifests:
+            self._take_view(manifest)
+        needs = self._watch.needs()  # with the views that somebody entered before they could be closed
+        left = 0
+        for digest in (*blobs, *self._old(may_be_new)):
+            if digest in needs.digests or needs.unknown:
+                left += _size(self._store.layout.blob(digest))
+            elif (held := aside.take_blob(self._store, digest)) is not None:
+                self._bytes.append(held)
+        for manifest in self._manifests - needs.manifests:
+            if (held := aside.take_manifest(self._store, manifest)) is not None:
+                self._bytes.append(held)
+        return left
+
+    def _take_view(self, manifest: Digest) -> None:
+        try:
+            remove_view(self._store, manifest, self._watch.living())
+        except OSError as error:  # another user's
+            log.info("the view of %s cannot be removed: %s", manifest, error)
+
+    def _old(self, blobs: Iterable[Digest]) -> Iterable[Digest]:
+        """Leave out what came since somebody alive began to bring a checkpoint: it may be theirs."""
+        begun = [since for lease in self._watch.living().values() for since in lease.claims.values()]
+        for digest in blobs:
+            with contextlib.suppress(OSError):
+                if not begun or self._store.layout.blob(digest).stat().st_ctime_ns < min(begun):
+                    yield digest
+
+    @property
+    def waiting(self) -> int:
+        """The bytes that were taken, and that stay in `aside/` for the grace time."""
+        return 0 if self._at_once else sum(one.size for one in self._bytes)
+
+    def finish(self) -> aside.Freed:
+        """Give back what is needed by now; delete the rest, at once or later."""
+        due = disk.clock(self._store.home) if self._at_once else -1
+        return aside.judge(self._store, [*self._bytes, *self._refs], self._watch.needs, claimed=(), due=due)
 
 
-def _manifests_of_others(store: Store, uuid: str) -> set[Digest]:
-    return {digest for _, other, digests in store.refs.all() if other != uuid for digest in digests}
+def remove_view(store: Store, manifest: Digest, alive: Mapping[str, Lease]) -> bool:
+    """Remove a view that nobody is inside of; return whether it is gone."""
+    with door(store.layout.view(manifest)) as found:
+        if found is None:
+            return True
+        if not found.close(lambda id: id in alive):
+            return False
+        found.empty(store.layout.aside(f"view-{manifest.hex}"))
+    return True
 
 
-def _needs(store: Store, manifests: Iterable[Digest]) -> set[Digest]:
-    found: set[Digest] = set()
-    for digest in manifests:
-        manifest = store.refs.get(digest)
-        if manifest is not None:
-            found.update(entry.digest for entry in manifest.files if entry.digest is not None)
-    return found
-
-
-def _move_aside(store: Store, digest: Digest) -> Path | None:
-    held = store.layout.aside(digest.hex)
-    disk.make_folder(held.parent)
-    try:
-        disk.rename(store.layout.blob(digest), held)
-    except FileNotFoundError:
-        return None
-    store.blobs.forget(digest)
-    return held
-
-
-def _remove_manifest(store: Store, digest: Digest) -> None:
-    path, held = store.layout.manifest(digest), store.layout.aside(f"{digest.hex}.json")
-    try:
-        disk.rename(path, held)
-    except FileNotFoundError:
-        return
-    if any(digest in digests for _, _, digests in store.refs.all()):
-        with contextlib.suppress(FileNotFoundError):  # a reader brought it back
-            disk.rename(held, path)
-    else:
-        disk.unlink(held)
+def users_of(
+    uuid: str, manifests: Iterable[Digest], alive: Mapping[str, Lease], viewed: Mapping[Digest, list[Lease]]
+) -> str:
+    """Say who uses a checkpoint: who claims it, or is inside a view of it; nothing if nobody does."""
+    users = {lease.id: lease.who for lease in alive.values() if uuid in lease.claims}
+    users |= {lease.id: lease.who for manifest in manifests for lease in viewed.get(manifest, ())}
+    names = sorted(dict.fromkeys(users.values()))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _size(path: Path) -> int:

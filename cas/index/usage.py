@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cas.errors import CasError, ContentError
+from cas.index.aside import held
 from cas.index.digest import Digest
 from cas.index.manifest import Manifest
 from cas.index.refs import union
@@ -25,6 +26,8 @@ class CheckpointUsage:
     size: int  # of all files, as a download writes them
     here: int
     own: int  # of `here`, what no other checkpoint needs: what removing it frees
+    pinned: bool = False
+    last_used: float | None = None  # seconds since 1970, by the disk's clock; None where nothing was written down
 
     @property
     def shared(self) -> int:
@@ -42,6 +45,7 @@ class Usage:
     shared: int
     unreferenced: int
     total: int
+    aside: int = 0  # damaged, or on its way out; not in `total`
 
 
 def usage(store: Store) -> Usage:
@@ -52,8 +56,14 @@ def usage(store: Store) -> Usage:
     for _, manifest in trees.values():
         for digest in _digests(manifest):
             needed_by[digest] += 1
+    pinned, used = store.pins.all(), store.uses.all()
     checkpoints = tuple(
-        _usage_of(uuid, registries, manifest, here, needed_by) for uuid, (registries, manifest) in sorted(trees.items())
+        replace(
+            _usage_of(uuid, registries, manifest, here, needed_by),
+            pinned=uuid in pinned,
+            last_used=used[uuid] / 1e9 if uuid in used else None,
+        )
+        for uuid, (registries, manifest) in sorted(trees.items())
     )
     return Usage(
         checkpoints=checkpoints,
@@ -62,6 +72,7 @@ def usage(store: Store) -> Usage:
         shared=sum(size for digest, size in here.items() if needed_by[digest] > 1),
         unreferenced=sum(size for digest, size in here.items() if needed_by[digest] == 0),
         total=sum(here.values()),
+        aside=sum(one.size for one in held(store)),
     )
 
 

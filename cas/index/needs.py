@@ -1,0 +1,89 @@
+"""What must stay: the bytes that refs, pins and living processes need, as it is at one moment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cas.errors import CasError, ContentError
+from cas.index import disk
+from cas.index.digest import Digest
+from cas.index.leases import Lease, living
+from cas.index.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What must stay.
+
+    `unknown` names checkpoints with no origin whose manifest cannot be read: while there are any, every blob may be
+    theirs.
+    """
+
+    manifests: frozenset[Digest]
+    digests: frozenset[Digest]
+    unknown: tuple[str, ...]
+
+
+class Watch:
+    """Reads again and again what must stay; a manifest is read once, because it never changes.
+
+    Args:
+        store: the store.
+        is_only_copy: whether a checkpoint lies nowhere else. By default every one counts as such.
+    """
+
+    def __init__(self, store: Store, is_only_copy: Callable[[str], bool] = lambda uuid: True) -> None:
+        self._store = store
+        self._is_only_copy = is_only_copy
+        self._trees: dict[Digest, frozenset[Digest]] = {}
+
+    def tree(self, manifest: Digest) -> frozenset[Digest] | None:
+        """Return the blobs that a manifest names; None if it cannot be read."""
+        known = self._trees.get(manifest)
+        if known is None:
+            try:
+                found = self._store.refs.get(manifest)
+            except CasError:  # of a newer format: `check` says so
+                return None
+            if found is None:
+                return None
+            known = frozenset(entry.digest for entry in found.files if entry.digest is not None)
+            self._trees[manifest] = known
+        return known
+
+    def living(self) -> dict[str, Lease]:
+        """Return the leases that have not ended."""
+        return living(self._store.layout, disk.clock(self._store.home))
+
+    def viewed(self, alive: Mapping[str, Lease]) -> dict[Digest, list[Lease]]:
+        """Return the manifests whose view somebody is inside of, and who."""
+        found: dict[Digest, list[Lease]] = defaultdict(list)
+        if not alive:
+            return found
+        for name in disk.names(self._store.home / "views"):
+            try:
+                manifest = Digest(name)
+            except ContentError:
+                continue
+            for id in disk.names(self._store.layout.users(manifest)):
+                if id in alive:
+                    found[manifest].append(alive[id])
+        return found
+
+    def needs(self) -> Needs:
+        """Return what must stay now."""
+        wanted: dict[Digest, list[str]] = {digest: [] for digest in self.viewed(self.living())}
+        for _, uuid, manifests in self._store.refs.all():
+            for manifest in manifests:
+                wanted.setdefault(manifest, []).append(uuid)
+        digests: set[Digest] = set()
+        unknown: dict[str, None] = {}
+        for manifest, uuids in wanted.items():
+            tree = self.tree(manifest)
+            if tree is not None:
+                digests.update(tree)
+            else:
+                unknown.update(dict.fromkeys(uuid for uuid in uuids if self._is_only_copy(uuid)))
+        return Needs(frozenset(wanted), frozenset(digests), tuple(unknown))
