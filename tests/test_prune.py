@@ -413,7 +413,7 @@ def test_who_protects_while_the_refs_are_away_gets_them_back(how: str, store: St
             if how == "pin":
                 user.pins.add(UUID)
             else:
-                user.leases.claim(UUID).__enter__()
+                stack.enter_context(user.leases.claim(UUID))
             seen[0] = user.resolve("local", UUID)
 
     disk.observe(protect)

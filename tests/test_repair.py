@@ -315,7 +315,7 @@ def test_lost_refs_of_what_was_added_here_are_made_again(store: Store, settings:
 
 
 def test_a_removed_checkpoint_is_not_brought_back(store: Store, settings: Settings, tmp_path: Path) -> None:
-    from cas.adding import remove
+    from cas.removing import remove
 
     add(origin_of(tmp_path), uuid=UUID, settings=settings)
     remove(UUID, settings=settings)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cas.errors import CasError, ContentError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.leases import Lease, living
 from cas.index.store import Store
+
+_DIGEST_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,8 @@ class Watch:
         found: dict[Digest, list[Lease]] = defaultdict(list)
         if not alive:
             return found
-        for name in disk.names(self._store.home / "views"):
-            try:
-                manifest = Digest(name)
-            except ContentError:
-                continue
-            for id in disk.names(self._store.layout.users(manifest)):
+        for manifest, view in views(self._store):
+            for id in disk.names(view / "users"):
                 if id in alive:
                     found[manifest].append(alive[id])
         return found
@@ -87,3 +86,22 @@ class Watch:
             else:
                 unknown.update(dict.fromkeys(uuid for uuid in uuids if self._is_only_copy(uuid)))
         return Needs(frozenset(wanted), frozenset(digests), tuple(unknown))
+
+
+def views(store: Store) -> Iterator[tuple[Digest, Path]]:
+    """Yield the views in a home, by their manifests: in a group's store, those of every member."""
+    folder = store.home / "views"
+    for name in disk.names(folder):
+        if name.isdecimal() and len(name) < _DIGEST_LENGTH:
+            yield from _views_in(folder / name)
+    yield from _views_in(folder)
+    if store.layout.views_apart and not store.layout.views.is_relative_to(folder):
+        yield from _views_in(store.layout.views)
+
+
+def _views_in(folder: Path) -> Iterator[tuple[Digest, Path]]:
+    for name in disk.names(folder):
+        try:
+            yield Digest(name), folder / name
+        except ContentError:
+            continue

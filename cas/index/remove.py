@@ -20,7 +20,6 @@ from cas.index.digest import Digest
 from cas.index.doors import door
 from cas.index.leases import Lease
 from cas.index.needs import Watch
-from cas.index.probe import file_system, is_network
 from cas.index.store import Store, explained
 
 log = logging.getLogger("cas.index")
@@ -97,7 +96,7 @@ def execute_remove(
 
 def grace_of(store: Store) -> float:
     """Return how long (seconds) what is removed by name stays in `aside/`: where hosts see names late, GRACE."""
-    return GRACE if is_network(file_system(store.home)) else 0.0
+    return GRACE if store.on_network else 0.0
 
 
 class Removal:
@@ -212,13 +211,13 @@ class Removal:
 
 
 def remove_view(store: Store, manifest: Digest, alive: Mapping[str, Lease]) -> bool:
-    """Remove a view that nobody is inside of; return whether it is gone."""
+    """Remove our view of a manifest unless somebody is inside; return whether it is gone."""
     with door(store.layout.view(manifest)) as found:
         if found is None:
             return True
         if not found.close(lambda id: id in alive):
             return False
-        found.empty(store.layout.aside(f"view-{manifest.hex}"))
+        found.empty(store.layout.old_view(manifest))
     return True
 
 

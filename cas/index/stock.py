@@ -17,7 +17,7 @@ from cas.index.aside import Held, What, held
 from cas.index.digest import Digest
 from cas.index.leases import Lease, ended
 from cas.index.locks import is_abandoned
-from cas.index.needs import Needs, Watch
+from cas.index.needs import Needs, Watch, views
 from cas.index.remove import users_of
 from cas.index.store import Store
 
@@ -159,17 +159,15 @@ def _blobs(store: Store) -> Iterator[tuple[Digest, StoredBlob]]:
 
 
 def _views(store: Store, in_use: Collection[Digest]) -> Iterator[tuple[Digest, StoredView]]:
-    for name in disk.names(store.home / "views"):
-        with contextlib.suppress(ContentError):
-            manifest = Digest(name)
-            links: Counter[int] = Counter()
-            copied = 0
-            for stat in _files(store.layout.view(manifest) / "tree"):
-                if stat.st_nlink > 1:
-                    links[stat.st_ino] += 1
-                else:
-                    copied += stat.st_size
-            yield manifest, StoredView(links, copied, manifest in in_use)
+    for manifest, view in views(store):
+        links: Counter[int] = Counter()
+        copied = 0
+        for stat in _files(view / "tree"):
+            if stat.st_nlink > 1:
+                links[stat.st_ino] += 1
+            else:
+                copied += stat.st_size
+        yield manifest, StoredView(links, copied, manifest in in_use)
 
 
 def _leftovers(store: Store, needs: Needs, now: int) -> Iterator[Leftover]:
@@ -181,12 +179,10 @@ def _leftovers(store: Store, needs: Needs, now: int) -> Iterator[Leftover]:
     for one in held(store):
         if one.what is not What.LEASE and not _is_missed(store, one, needs):
             yield Leftover(Kind.ASIDE, one.path, one.size if one.names == 1 else 0, one.since)
-    for name in disk.names(store.home / "views"):
-        with contextlib.suppress(ContentError, OSError):
-            manifest = Digest(name)
-            path = store.layout.view(manifest)
-            if manifest not in needs.manifests or not store.layout.users(manifest).exists():
-                yield Leftover(Kind.VIEW, path, 0, path.stat().st_mtime_ns)
+    for manifest, view in views(store):
+        if view.parent == store.layout.views and (manifest not in needs.manifests or not (view / "users").exists()):
+            with contextlib.suppress(OSError):
+                yield Leftover(Kind.VIEW, view, 0, view.stat().st_mtime_ns)
     for id in ended(store.layout, now):
         yield Leftover(Kind.LEASE, store.layout.lease(id), 0, 0)
 
