@@ -200,6 +200,11 @@ class Determined:
         """
         return self._require_master().login.end_session(everyone=everyone)
 
+    @property
+    def master_url(self) -> str | None:
+        """The address of the master, in canonical form; None where the catalog is asked."""
+        return self._url
+
     def _require_master(self) -> Master:
         if self._url is None:
             raise UsageError("no master is named: say which, by master=…, -m URL or DET_MASTER")

@@ -143,6 +143,8 @@ class ExperimentReference:
         sort_by: str | CheckpointSortBy | None = None,
         order_by: str | OrderBy | None = None,
         max_results: int | None = None,
+        *,
+        every_state: bool = False,
     ) -> list[Checkpoint]:
         """Return the COMPLETED checkpoints; what lacks the value that they are sorted by comes last.
 
@@ -151,14 +153,15 @@ class ExperimentReference:
                 and with no searcher metric by trial, then report time.
             order_by: an `OrderBy`; goes together with `sort_by`.
             max_results: how many, at most.
+            every_state: those in all other states, too.
 
         Raises:
             UsageError: one of `sort_by` and `order_by` without the other.
             OfflineError: the master does not answer.
         """
         records = self._registry.experiment_checkpoints(self.id)
-        completed = [record for record in records if record.state is State.COMPLETED]
-        chosen = select.in_order(completed, sort_by=sort_by, order_by=order_by, limit=max_results)
+        wanted = [record for record in records if every_state or record.state is State.COMPLETED]
+        chosen = select.in_order(wanted, sort_by=sort_by, order_by=order_by, limit=max_results)
         return self._checkpoints(chosen)
 
     def _checkpoints(self, records: Iterable[CheckpointRecord]) -> list[Checkpoint]:
@@ -222,6 +225,25 @@ class TrialReference:
         """
         return self.select_checkpoint(best=True, sort_by=sort_by, smaller_is_better=smaller_is_better)
 
+    def top_n_checkpoints(
+        self,
+        limit: int,
+        sort_by: str | None = None,
+        smaller_is_better: bool | None = None,  # noqa: FBT001  # as of experiments
+    ) -> list[Checkpoint]:
+        """Return the trial's best checkpoints, best first, at most `limit`; see `top_checkpoint`.
+
+        Raises:
+            UsageError: nothing says which metric, or which direction; or the limit is less than 1.
+            NotFoundError: no checkpoint is left; the message says why.
+            OfflineError: the master does not answer.
+        """
+        return self._choose(
+            lambda records: select.top_n(
+                records, limit, sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name
+            )
+        )
+
     def select_checkpoint(
         self,
         latest: bool = False,  # noqa: FBT001, FBT002  # documented so
@@ -251,10 +273,8 @@ class TrialReference:
         if uuid is not None:
             return self._checkpoints([self._by_uuid(canonical_uuid(uuid))])[0]
         if latest:
-            return self._choose(lambda records: [select.latest(records, of=self._name)])
-        return self._choose(
-            lambda records: [select.best(records, sort_by=sort_by, smaller_is_better=smaller_is_better, of=self._name)]
-        )
+            return self._choose(lambda records: [select.latest(records, of=self._name)])[0]
+        return self.top_n_checkpoints(1, sort_by, smaller_is_better)[0]
 
     def list_checkpoints(
         self,
@@ -310,9 +330,8 @@ class TrialReference:
             return None
         return record if record.trial_id == self.id else None
 
-    def _choose(self, choice: Choice) -> Checkpoint:
-        (record,) = self._checkpoints(choose(self._registry, f"trial/{self.id}", choice))
-        return record
+    def _choose(self, choice: Choice) -> list[Checkpoint]:
+        return self._checkpoints(choose(self._registry, f"trial/{self.id}", choice))
 
     def _checkpoints(self, records: Iterable[CheckpointRecord]) -> list[Checkpoint]:
         return [Checkpoint(record, settings=self._settings, registry=self._registry) for record in records]

@@ -1,4 +1,4 @@
-"""`checkpoint download` and `checkpoint describe`."""
+"""`checkpoint download`, `checkpoint describe` and `checkpoint list`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import LINKS, MODES, Parser, add_command, add_form, add_group, checkpoint_uuid, client, missing
+from cas.cli.listed import say_checkpoints
+from cas.cli.parser import (
+    LINKS,
+    MODES,
+    Parser,
+    WrongUsageError,
+    add_command,
+    add_form,
+    add_group,
+    add_registry,
+    checkpoint_uuid,
+    client,
+    count,
+    missing,
+    number,
+)
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
@@ -46,40 +61,91 @@ def register(groups: Any) -> None:
     )
     parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
     add_form(parser)
+    _register_list(commands)
 
 
-def add_download_options(parser: Parser) -> None:
+def _register_list(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "list",
+        list_,
+        summary="list the checkpoints of an experiment or of a trial",
+        what="list the checkpoints",
+        usage="(EXPERIMENT_ID | --trial ID) [OPTIONS]",
+        example="$ checkpoint list 1\n$ checkpoint list 1 --best 3\n"
+        "$ checkpoint list --trial 7 --sort-by accuracy --order desc --csv",
+    )
+    parser.add_argument(
+        "experiment_id", metavar="EXPERIMENT_ID", type=number, nargs="?", help="those of this experiment"
+    )
+    parser.add_argument("--trial", metavar="ID", type=number, help="those of this trial")
+    parser.add_argument("--best", metavar="N", type=count, help="only the best N by the searcher's metric, best first")
+    parser.add_argument("--sort-by", metavar="METRIC", help="in order of this validation metric; default: of time")
+    parser.add_argument("--order", choices=("asc", "desc"), help="with --sort-by: least first (default), or most first")
+    add_form(parser, quiet="print only the UUIDs", csv=True)
+    add_registry(parser)
+
+
+def list_(args: argparse.Namespace) -> None:
+    """List the checkpoints of an experiment or of a trial."""
+    from cas.registry.select import CheckpointSortBy
+
+    if (args.experiment_id is None) == (args.trial is None):
+        raise WrongUsageError(args.parser.prog, "say of which experiment, or of which trial: one of them")
+    if args.best is not None and args.sort_by is not None:
+        raise WrongUsageError(args.parser.prog, "--best goes by the searcher's metric, --sort-by by another: give one")
+    if args.order is not None and args.sort_by is None:
+        raise WrongUsageError(args.parser.prog, "--order goes with --sort-by only")
+    door = client(args, registry=args.registry)
+    sort_by, order = args.sort_by or CheckpointSortBy.END_TIME, args.order or "asc"
+    if args.trial is not None:
+        trial = door.get_trial(args.trial)
+        found = trial.list_checkpoints(sort_by, order) if args.best is None else trial.top_n_checkpoints(args.best)
+    else:
+        experiment = door.get_experiment(args.experiment_id)
+        if args.best is None:
+            found = experiment.list_checkpoints(sort_by, order, every_state=True)
+        else:
+            found = experiment.top_n_checkpoints(args.best)
+    say_checkpoints(found, args)
+
+
+def add_download_options(
+    parser: Parser, *, folder: str = "the folder; default checkpoints/<uuid>", quiet: str = "print only the path"
+) -> None:
     """Add what every download takes."""
-    parser.add_argument("-o", "--output-dir", metavar="DIR", help="the folder; default checkpoints/<uuid>")
+    parser.add_argument("-o", "--output-dir", metavar="DIR", help=folder)
     how = "how files get there; default auto: reflinks where the disk can, else copies"
     parser.add_argument("--link", choices=LINKS, help=how)
     way = "direct: from the storage; master: through the master; auto (default): as it is open"
     parser.add_argument("--mode", choices=MODES, help=way)
-    add_form(parser, quiet="print only the path")
+    add_form(parser, quiet=quiet)
 
 
 def download(args: argparse.Namespace) -> None:
     """Download a checkpoint."""
     if args.uuid is None:
         raise missing(args, "checkpoint", "<uuid>")
-    bring(client(args).get_checkpoint(args.uuid), args)
+    brought = bring(client(args).get_checkpoint(args.uuid), args, folder=args.output_dir)
+    if args.json:
+        output.say_json(**brought)
 
 
-def bring(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
-    """Download a checkpoint to where the options say, and print it."""
-    path = checkpoint.download(args.output_dir, args.mode, link=args.link)
+def bring(checkpoint: Checkpoint, args: argparse.Namespace, *, folder: str | None) -> dict[str, Any]:
+    """Download a checkpoint into a folder, print it unless as JSON, and return what is printed then."""
+    path = checkpoint.download(folder, args.mode, link=args.link)
     if args.quiet:
         output.say(path)
-    elif args.json:
-        files, transfer = _plain(checkpoint.link_report), _transferred(checkpoint.pull_report)
-        output.say_json(path=path, checkpoint=_known(checkpoint), files=files, transfer=transfer)
-    else:
+        sys.stdout.flush()
+    elif not args.json:
         output.say(f"Local checkpoint path:\n{path}\n")
         metrics = json.dumps(checkpoint.validation["metrics"], indent=4, default=str)
         row = (checkpoint.batch_number, checkpoint.uuid, metrics)
         output.say(output.documented_table(("Batch", "Checkpoint UUID", "Validation Metrics"), [row]))
         sys.stdout.flush()  # the result first
         output.note(_what_was_done(checkpoint))
+    files, transfer = _plain(checkpoint.link_report), _transferred(checkpoint.pull_report)
+    return {"path": path, "checkpoint": _known(checkpoint), "files": files, "transfer": transfer}
 
 
 def describe(args: argparse.Namespace) -> None:

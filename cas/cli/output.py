@@ -28,6 +28,15 @@ def say_json(**members: Any) -> None:
     say(json.dumps({"schema": SCHEMA, **members}, indent=2, default=str))
 
 
+def say_csv(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print comma-separated values, a line of names first."""
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+
+
 def printable(text: object) -> str:
     """Return text as one line that does nothing to a terminal: names from outside may hold anything."""
     return "".join(_shown(character) for character in str(text))

@@ -136,6 +136,14 @@ def number(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """Parse how many of something: 1 or more."""
+    found = number(text)
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r:.80}")
+    return found
+
+
 def checkpoint_uuid(text: str) -> str:
     """Parse a checkpoint's UUID, in any usual spelling, into the canonical one."""
     from cas.registry.records import canonical_uuid
@@ -194,11 +202,13 @@ def add_boolean(parser: argparse._ActionsContainer, option: str, *, help: str) -
     parser.add_argument(option, type=boolean, metavar="BOOL", default=None, help=help)
 
 
-def add_form(parser: argparse._ActionsContainer, *, quiet: str | None = None) -> None:
-    """Add the options that choose the form of the output: `--json`, and `-q` where `quiet` says what that prints."""
+def add_form(parser: argparse._ActionsContainer, *, quiet: str | None = None, csv: bool = False) -> None:
+    """Add the options that choose the form of the output: `--json`, `--csv`, and `-q` where `quiet` says what it is."""
     forms = parser.add_mutually_exclusive_group()
     if quiet:
         forms.add_argument("-q", "--quiet", action="store_true", help=quiet)
+    if csv:
+        forms.add_argument("--csv", action="store_true", help="print comma-separated values, with a line of names")
     forms.add_argument("--json", action="store_true", help="print one JSON object")
 
 

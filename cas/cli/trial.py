@@ -1,15 +1,18 @@
-"""`trial download`: find a checkpoint of a trial and bring its files into a folder."""
+"""`trial download` and `trial describe`: find a checkpoint of a trial and bring its files into a folder."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from cas.cli import output
 from cas.cli.checkpoint import DOWNLOAD_AGAIN, add_download_options, bring
+from cas.cli.listed import checkpoint_members, indented, say_rows
 from cas.cli.parser import (
     WrongUsageError,
     add_boolean,
     add_command,
+    add_form,
     add_group,
     add_registry,
     checkpoint_uuid,
@@ -48,6 +51,7 @@ def register(groups: Any) -> None:
     )
     add_download_options(parser)
     add_registry(parser)
+    _register_describe(commands)
 
 
 def download(args: argparse.Namespace) -> None:
@@ -67,7 +71,50 @@ def download(args: argparse.Namespace) -> None:
         sort_by=args.sort_by,
         smaller_is_better=args.smaller_is_better,
     )
-    bring(checkpoint, args)
+    brought = bring(checkpoint, args, folder=args.output_dir)
+    if args.json:
+        output.say_json(**brought)
+
+
+def _register_describe(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "describe",
+        describe,
+        summary="print what is known of a trial and its checkpoints",
+        what="describe the trial",
+        usage="TRIAL_ID [OPTIONS]",
+        example="$ trial describe 1\n$ trial describe 1 --json",
+    )
+    parser.add_argument("trial_id", metavar="TRIAL_ID", type=number, nargs="?", help="the id of the trial")
+    add_form(parser, csv=True)
+    add_registry(parser)
+
+
+def describe(args: argparse.Namespace) -> None:
+    """Print what is known of a trial, and its checkpoints in order of steps."""
+    from cas.registry.select import CheckpointSortBy
+
+    if args.trial_id is None:
+        raise missing(args, "trial", "<trial_id>")
+    trial = client(args, registry=args.registry).get_trial(args.trial_id)
+    checkpoints = trial.list_checkpoints(CheckpointSortBy.BATCH_NUMBER, "ASC")
+    record, known = trial.record, trial.record.to_json()  # with no credential in it
+    if args.json:
+        members = [checkpoint_members(one) for one in checkpoints]
+        output.say_json(trial={"id": record.id, "registry": record.registry, **known, "checkpoints": members})
+        return
+    headers = ["Experiment ID", "State", "H-Params", "Summary Metrics", "Started", "Ended"]
+    summary = indented(record.summary_metrics)
+    times = (record.start_time, record.end_time)
+    say_rows(headers, [(record.experiment_id, record.state, indented(known["hparams"]), summary, *times)], args)
+    output.say("" if args.csv else "\nCheckpoints:")
+    headers = ["# of Batches", "Reported", "State", "Checkpoint UUID", "Validation Metrics"]
+    rows = [
+        (one.batch_number, one.report_time, str(one.state), one.uuid, indented(one.record.to_json()["validation"]))
+        for one in checkpoints
+    ]
+    say_rows(headers, rows, args)
 
 
 def _no_selector(args: argparse.Namespace) -> WrongUsageError:
