@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cas.client import Determined
     from cas.config import Settings
     from cas.errors import CasError
+    from cas.recovering import recover
     from cas.references import ExperimentReference, TrialReference
     from cas.removing import pin, prune, remove, unpin
 
@@ -39,6 +40,7 @@ __all__ = [
     "add",
     "pin",
     "prune",
+    "recover",
     "remove",
     "unpin",
 ]
@@ -53,6 +55,7 @@ _HOMES = {
     "add": "cas.adding",
     "pin": "cas.removing",
     "prune": "cas.removing",
+    "recover": "cas.recovering",
     "remove": "cas.removing",
     "unpin": "cas.removing",
 }

@@ -6,7 +6,7 @@ Appended to `records/<registry>/<writer>.jsonl`; for each thing, what was seen l
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from cas.index.layout import Layout, unquote_registry
 from cas.index.sqlindex import SqlIndex
 
 log = logging.getLogger("cas.index")
+
+_PAGE = 500  # records read at once by who reads all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,13 @@ class Records:
         """Return everything of a kind, of one registry and below one parent if given, by registry and id."""
         found = self._index.records(kind, registry=registry, parent=parent)
         return [_seen(name, payload) for name, payload in found]
+
+    def each(self, kind: str, *, registry: str) -> Iterator[Seen]:
+        """Yield everything of a kind of one registry, in order of id; the memory it takes does not grow with it."""
+        after = ""
+        while page := self._index.page(kind, registry=registry, after=after, limit=_PAGE):
+            yield from (_seen(registry, payload) for payload in page)
+            after = page[-1]["id"]
 
     def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
         """Return the ids of a registry's things of a kind below a parent, in order."""

@@ -112,6 +112,16 @@ class SqlIndex:
         query += " WHERE " + " AND ".join(terms) + " ORDER BY registry, id"
         return [(name, payload) for payload, name in self._rows(query, *values)]
 
+    def page(self, kind: str, *, registry: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """Return the lines of a registry's things of a kind, in order of id: the first ones behind an id."""
+        query = "SELECT line FROM record WHERE registry = ? AND kind = ? AND id > ? ORDER BY id LIMIT ?"
+
+        def ask(database: sqlite3.Connection) -> list[dict[str, Any]]:
+            rows = database.execute(query, (registry, kind, after, limit)).fetchall()
+            return [payload for (line,) in rows if (payload := _payload(line)) is not None]
+
+        return self._ask(ask)
+
     def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
         """Return the ids of a registry's things of a kind below a parent, in order; no line is read."""
         query = "SELECT id FROM parent WHERE parent = ? AND kind = ? AND registry = ? ORDER BY id"

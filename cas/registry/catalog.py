@@ -103,16 +103,17 @@ class Catalog:
         return [name for name in names if self._registry in (None, name)]
 
     def _one(self, kind: str, id: int) -> Seen:
-        names = self._registries(kind, str(id))
-        if len(names) > 1:
+        every = [self._store.records.get(name, kind, str(id)) for name in self._registries(kind, str(id))]
+        found = [seen for seen in every if seen is not None and not seen.data.get("contested")]
+        if len(found) > 1:
+            names = [seen.registry for seen in found]
             raise UsageError(
                 f"{kind} {id} is known of several registries: {', '.join(names)};"
                 f" name one: Determined(registry={names[0]!r}) or --registry {names[0]}"
             )
-        seen = self._store.records.get(names[0], kind, str(id)) if names else None
-        if seen is None:
+        if not found:
             raise self._unknown(f"{kind} {id}")
-        return seen
+        return found[0]
 
     def _unknown(self, what: str) -> NotFoundError:
         if self._registry not in (None, LOCAL):

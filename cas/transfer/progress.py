@@ -29,6 +29,22 @@ def drawer(progress: Progress, label: str) -> Drawer:
 
 
 @contextlib.contextmanager
+def counter(progress: Progress, label: str, unit: str, total: int | None = None) -> Iterator[Advance]:
+    """Draw how many things were done, of so many if that is known."""
+    if not _wanted(progress):
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=label, total=total, unit=f" {unit}", file=sys.stderr, mininterval=0.2, dynamic_ncols=True) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+@contextlib.contextmanager
 def _line(label: str, to_fetch: int, already_here: int) -> Iterator[Advance]:
     from tqdm.auto import tqdm  # late: `import cas` must stay fast; auto: a widget in notebooks
 

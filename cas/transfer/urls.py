@@ -36,6 +36,8 @@ def remote_for_storage(storage: object, uuid: str, settings: Settings) -> Remote
         return FolderRemote(_folder(_text(storage, "container_path", needed=True), "container_path") / uuid)
     if kind == "s3":
         return _bucket(storage, uuid, settings)
+    if kind == "url":  # of a recovered registry: whatever URLs can name
+        return remote_for_url(f"{_text(storage, 'url', needed=True).rstrip('/')}/{uuid}", settings)
     raise UsageError(
         f"storage type {kind!r:.40} is not supported by this version of cas; it reads shared_fs, directory, s3"
     )
