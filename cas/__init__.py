@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cas.recovering import recover
     from cas.references import ExperimentReference, TrialReference
     from cas.removing import pin, prune, remove, unpin
+    from cas.trusting import trust
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "prune",
     "recover",
     "remove",
+    "trust",
     "unpin",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "prune": "cas.removing",
     "recover": "cas.recovering",
     "remove": "cas.removing",
+    "trust": "cas.trusting",
     "unpin": "cas.removing",
 }
 

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from cas.errors import CasError, CheckpointNotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
+from cas.index.trust import Trusted, Verdicts
 from cas.job import agree, fetch_together, group_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
@@ -29,7 +30,7 @@ from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.origins import Origin
 from cas.registry.local import LOCAL
-from cas.registry.records import CheckpointRecord, Registry, State
+from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
 from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
@@ -207,14 +208,15 @@ class Checkpoint(Described):
         return self._load(path, whole=True, trust=trust, **kwargs)
 
     def _load(self, path: str | Path | None, *, trust: Trust | str | None, **kwargs: Any) -> Any:
-        permit = Permit(self.settings.but(trust=trust).trust)
         known = {"experiment_config": self.experiment_config, "hparams": self.hparams, **self.metadata}
         if path is not None:
-            return load_folder(Path(self.download(path)), metadata=known, permit=permit, **kwargs)
+            target = Path(self.download(path))
+            return load_folder(target, metadata=known, permit=self._permit(trust), **kwargs)
         folder, digest = self._enter()
         leave: Callable[[], object] = functools.partial(self.store.leases.leave, digest)
         try:
-            loaded = load_folder(folder, metadata=known, permit=permit, from_store=True, **kwargs)
+            permit, scanned = self._permit(trust, digest), self._scanned(folder, digest)
+            loaded = load_folder(folder, metadata=known, permit=permit, from_store=True, scanned=scanned, **kwargs)
             leave = _with(loaded, leave)
             return loaded
         except CasError as error:  # the user knows the checkpoint, not its view
@@ -286,6 +288,28 @@ class Checkpoint(Described):
             NotFoundError: there is no such folder, or no trial of Determined's saved it.
         """
         return _load_path(path, whole=True, trust=trust, **kwargs)
+
+    def _permit(self, trust: Trust | str | None, digest: Digest | None = None) -> Permit:
+        """Return what may run of it: what came from a bare URL needs the user's word for its very bytes."""
+        chosen = self.settings.but(trust=trust).trust
+        if self.record.registry != PULLED:
+            return Permit(chosen)
+        if digest is None:
+            manifest = self.store.resolve(PULLED, self.uuid)
+            digest = manifest.digest if manifest is not None else None
+        if digest is not None and Trusted(self.store.layout).holds(digest):
+            return Permit(chosen)
+        return Permit(chosen, f"it was pulled from a bare URL; if you trust it, say so: cas trust {self.uuid}")
+
+    def _scanned(self, folder: Path, digest: Digest) -> Any:
+        from cas.load.verdicts import Scanned
+
+        @functools.cache
+        def digests() -> Mapping[str, Digest | None]:
+            manifest = self.store.refs.get(digest)
+            return {str(entry.path): entry.digest for entry in manifest.files} if manifest is not None else {}
+
+        return Scanned(folder, Verdicts(self.store.layout), lambda path: digests().get(path))
 
     # --- how they get here -------------------------------------------------------------------------------------
 

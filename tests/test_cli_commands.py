@@ -45,7 +45,7 @@ def test_every_example_is_a_right_command(program):
 
 def test_the_documented_commands_are_there_with_their_aliases():
     assert {"trial", "t", "checkpoint", "c", "experiment", "e", "user", "u"} <= set(NAMES)
-    assert {"add", "ls", "du", "view", "check", "rm", "doctor"} <= set(NAMES)
+    assert {"add", "ls", "du", "view", "check", "rm", "trust", "doctor"} <= set(NAMES)
     assert NAMES["trial"] == NAMES["t"] == ("download", "describe")
     assert NAMES["checkpoint"] == NAMES["c"] == ("download", "describe", "list")
     assert NAMES["experiment"] == NAMES["e"] == ("list-checkpoints", "lc", "download", "describe")

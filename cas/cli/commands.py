@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cas import __version__
-from cas.cli import add, checking, checkpoint, doctor, experiment, listing, recover, removing, trial, user, viewing
+from cas.cli import (
+    add,
+    checking,
+    checkpoint,
+    doctor,
+    experiment,
+    listing,
+    recover,
+    removing,
+    trial,
+    trusting,
+    user,
+    viewing,
+)
 from cas.cli.parser import AGAIN, Parser, WrongUsageError, add_common, examples
 
 _DESCRIPTION = {
@@ -87,7 +100,20 @@ def build(program: str) -> tuple[Parser, dict[str, tuple[str, ...]]]:
     parser.add_argument("--version", action="version", version=version, help="print the version")
     add_common(parser, after=False)
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser, prog=program)
-    for module in (trial, checkpoint, experiment, user, add, listing, recover, viewing, checking, removing, doctor):
+    for module in (
+        trial,
+        checkpoint,
+        experiment,
+        user,
+        add,
+        listing,
+        recover,
+        viewing,
+        checking,
+        removing,
+        trusting,
+        doctor,
+    ):
         module.register(groups)
     for command in _leaves(parser):
         add_common(command, after=True)

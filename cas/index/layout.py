@@ -18,7 +18,7 @@ from cas.index.digest import Digest
 
 FORMAT = 1
 _FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "chunks", "ingest", "views"}
-_GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins", "used")
+_GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins", "trusted", "used", "verdicts")
 # A group's home and its `views/`: members make things there, and nobody renames another's.
 GROUPS_HOME = 0o770 | stat.S_ISGID | stat.S_ISVTX
 _FORMAT_BYTES = 1 << 16  # far more than it has
@@ -106,6 +106,14 @@ class Layout:
     def pin(self, uuid: str) -> Path:
         """The file that says that a checkpoint is pinned."""
         return self.root / "pins" / check_uuid(uuid)
+
+    def trusted(self, uid: int, digest: Digest) -> Path:
+        """The file that says that a user trusts the checkpoint of a manifest."""
+        return self.notes / "trusted" / f"{uid}.{digest.hex}"
+
+    def verdict(self, uid: int, key: Digest) -> Path:
+        """The file that holds what a user's scan has found."""
+        return self.notes / "verdicts" / f"{uid}.{key.hex}"
 
     def used(self, uuid: str) -> Path:
         """The file whose time says when a checkpoint was last used."""

@@ -21,6 +21,8 @@ from cas.index.paths import RelativePath
 
 log = logging.getLogger("cas.index")
 
+PULLED = "pulled"  # the registry of what came from a bare URL: nobody vouches for it (docs/format.md, F60)
+
 
 class Refs:
     """The refs and manifests of one home."""

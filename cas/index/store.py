@@ -171,10 +171,12 @@ class Store:
         """Return what a checkpoint consists of, as far as this store knows; None if it knows nothing.
 
         The registry's own refs count first, then what was added locally, then any other registry's: a UUID
-        names one checkpoint, whoever tells of it.
+        names one checkpoint, whoever tells of it. Not so what came from a bare URL, where anybody chooses the UUID.
         """
         check_uuid(uuid)
         names = dict.fromkeys([registry, "local", *self.refs.registries(uuid)])
+        if registry != refs.PULLED:
+            names.pop(refs.PULLED, None)
         if self.shared:  # what we brought ourselves, no other member changes
             ours = self._join(names, uuid, ours=True)
             if ours is not None and ours.complete:

@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
 from cas.load.layouts import Kind, companions, recognize
 from cas.load.permit import Permit
+
+if TYPE_CHECKING:
+    from cas.load.verdicts import Scanned
 
 
 def load_folder(
@@ -22,6 +25,7 @@ def load_folder(
     metadata: Mapping[str, Any] | None = None,
     permit: Permit | None = None,
     from_store: bool = False,
+    scanned: Scanned | None = None,
     whole: bool = False,
     **kwargs: Any,
 ) -> Any:
@@ -33,6 +37,7 @@ def load_folder(
         metadata: what a registry knows beyond the folder's own `metadata.json`.
         permit: which pickles and code may run; default: what a scan lets through.
         from_store: the folder is a view of blobs: nobody changes them, so tensors are memory-mapped.
+        scanned: the verdicts of earlier scans of these files.
         whole: return the trial with its models, not the model.
         kwargs: see `cas.load.options`; what is left is for the framework's loader (`torch.load`, `load_weights`, …).
 
@@ -60,7 +65,7 @@ def load_folder(
         return saved_models.load_saved_model(layout, tags, options, permit, whole=whole)
     if layout.kind in (Kind.KERAS_TRIAL, Kind.KERAS_FILE, Kind.TF_WEIGHTS):
         return keras_models.load_keras(layout, sources, options, permit, whole=whole)
-    return load_torch(layout, Reading(permit, sources, from_store, options.loader), options, whole=whole)
+    return load_torch(layout, Reading(permit, sources, from_store, options.loader, scanned), options, whole=whole)
 
 
 @contextmanager

@@ -79,6 +79,21 @@ class Policy:
             for module, name in sorted(unclear & _called_dangerous(data)):
                 raise UnsafeContentError(refusal(subject, f"{module}.{name}", "picklescan calls it dangerous"))
 
+    @property
+    def stored(self) -> list[tuple[str, str]]:
+        """The names that pickles only put into values, and call nothing of; for a verdict."""
+        return sorted(self._stored)
+
+    def recall(self, stored: object) -> bool:
+        """Take over what another scan of the same bytes saw; False if that is no such list."""
+        if not isinstance(stored, list):
+            return False
+        pairs = [tuple(pair) for pair in stored if isinstance(pair, list) and len(pair) == 2]
+        if len(pairs) != len(stored) or not all(isinstance(text, str) for pair in pairs for text in pair):
+            return False
+        self._stored.update((module, name) for module, name in pairs)
+        return True
+
     def owns(self, module: str) -> bool:
         """Whether a module is the checkpoint's."""
         return self.sources is not None and self.sources.owns(module)

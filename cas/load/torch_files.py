@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from cas.load.permit import Permit
 from cas.load.policy import Policy
 from cas.load.scanning import check_torch_file, check_torchscript
 from cas.load.sources import Sources
+from cas.load.verdicts import Scanned
 
 log = logging.getLogger("cas.load")
 
@@ -31,13 +33,15 @@ class Reading:
     """How files of one checkpoint are read.
 
     `from_store`: they are blobs, which nobody changes, so their tensors are memory-mapped; a user's own file is not,
-    because saving over a mapped file kills the process. `options` are the caller's, for `torch.load`.
+    because saving over a mapped file kills the process. `options` are the caller's, for `torch.load`. `scanned` knows
+    the verdicts of earlier scans.
     """
 
     permit: Permit
     sources: Sources | None = None
     from_store: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    scanned: Scanned | None = None
 
     @property
     def mapped(self) -> bool:
@@ -101,8 +105,13 @@ def _pickle_module(path: Path, reading: Reading, options: Mapping[str, Any]) -> 
         raise UsageError("a pickle_module of your own cannot be judged: it needs trust='always'")
     policy = Policy(reading.sources)
     if reading.permit.scans:
-        unpickling = {name: options[name] for name in _UNPICKLING if name in options}
-        check_torch_file(path, policy, **{"encoding": "utf-8", **unpickling})  # torch's own default
+        # torch's own default, and what the caller says
+        how = {"encoding": "utf-8", **{name: options[name] for name in _UNPICKLING if name in options}}
+        scan = functools.partial(check_torch_file, path, policy, **how)
+        if reading.scanned is None:
+            scan()
+        else:
+            reading.scanned.check(path, policy, how, scan)
     return own or policy.unpickler(str(path), guarded=reading.permit.scans)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from cas.index.refs import PULLED as PULLED
 from cas.registry.reading import Reader, State, canonical_uuid, is_uuid
 from cas.registry.values import plain, without_credentials
 
