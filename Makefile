@@ -46,7 +46,7 @@ check: .venv/dev
 	$(BIN)/lint-imports
 	$(PYTEST) -q -m "not slow and not torch and not tensorflow and not s3"
 
-test: .venv/dev .venv/tensorflow
+test: .venv/dev .venv/tensorflow .venv-s3fs/done .venv-azurite/done
 	$(BIN)/ruff format --check cas tests bench demo
 	$(BIN)/ruff check cas tests bench demo
 	$(BIN)/mypy
@@ -54,6 +54,18 @@ test: .venv/dev .venv/tensorflow
 	$(PYTEST) -m "not torch and not tensorflow"
 	$(PYTEST) -m torch
 	$(PYTEST) -m tensorflow
+	if [ -d .venv-s3fs/s3fs ]; then PYTHONPATH=.venv-s3fs $(PYTEST) -q tests/test_anyfs.py -k S3fs; fi
+
+# s3fs wants a botocore of its own, so it lies beside; where it cannot be had, its tests skip.
+.venv-s3fs/done: .venv/dev
+	$(PIP) install --target .venv-s3fs 's3fs>=2024.2' || mkdir -p .venv-s3fs
+	@touch $@
+
+# Azure's blob server, from npm; without npm its tests skip.
+.venv-azurite/done:
+	mkdir -p .venv-azurite
+	! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix .venv-azurite azurite@3 >/dev/null || true
+	@touch $@
 
 # Peers live in an environment of their own: they must not decide what we are measured with.
 .venv-peers/done:

@@ -58,6 +58,14 @@ class DownloadMode(StrEnum):
     MASTER = "master"
 
 
+class Client(StrEnum):
+    """What speaks with S3 and GCS."""
+
+    AUTO = "auto"  # our own; fsspec where that cannot do what is asked
+    OWN = "own"
+    FSSPEC = "fsspec"  # s3fs, gcsfs
+
+
 class Progress(StrEnum):
     """Whether long work draws a bar on stderr."""
 
@@ -129,6 +137,13 @@ def size_of(text: object) -> int:
     return int(float(number) * factor)
 
 
+def _rate(text: object) -> int:
+    value = size_of(str(text).strip().removesuffix("/s"))
+    if value < 1024:
+        raise ValueError("must be 1K or more a second")
+    return value
+
+
 _LENGTHS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdwy])", re.ASCII | re.IGNORECASE)
 
@@ -194,10 +209,17 @@ class Settings:
     )
     verify: Verify = _setting(Verify.DEFAULT, Verify, "default: origin's checksums; strict: nothing unvouched")
     concurrency: int = _setting(6, _positive, "parallel requests of one transfer")
+    bandwidth: int | None = _setting(None, _rate, "bytes per second that one transfer may take: 50M, 1G; default: all")
     check_space: bool = _setting(True, _truth, "refuse what will not fit on the disk before anything is written")
     lock_stall: float = _setting(60.0, _seconds, "seconds without progress after which a lock is not waited for")
     max_size: int | None = _setting(None, size_of, "size of the store, like 200GiB, that is kept after pulls")
     timeout: float = _setting(30.0, _seconds, "seconds that a server may keep silent")
+    client: Client = _setting(Client.AUTO, Client, "what speaks with S3 and GCS: auto, own, fsspec (s3fs, gcsfs)")
+    anonymous: bool = _setting(False, _truth, "read public buckets of S3, GCS and Azure without credentials")
+    requester_pays: bool = _setting(False, _truth, "pay for the requests, where a bucket's owner does not")
+    ca_bundle: str | None = _setting(
+        None, _text, "file of certificates to trust in transfers (also AWS_CA_BUNDLE for S3, REQUESTS_CA_BUNDLE)"
+    )
     region: str | None = _setting(None, _text, "region of S3 buckets, if nothing else tells")
     progress: Progress = _setting(Progress.AUTO, Progress, "progress on stderr: auto, on, off")
     log_level: str = _setting("WARNING", _level, "debug, info, warning, error, critical")
@@ -218,6 +240,8 @@ class Settings:
         values.setdefault("home", _default_home())
         if not values.get("master"):
             values["master"] = next((os.environ[name] for name in _MASTER_VARIABLES if os.environ.get(name)), None)
+        if not values.get("ca_bundle"):
+            values["ca_bundle"] = os.environ.get("REQUESTS_CA_BUNDLE") or None
         return cls(**values)
 
     def but(self, **changes: Any) -> Self:

@@ -44,9 +44,10 @@ Faults = Callable[[Exchange], Fault | None]
 
 @dataclass
 class Proxy:
-    """A running proxy: an S3 server that counts."""
+    """A running proxy: a server that counts."""
 
-    server: S3Server
+    port: int
+    server: S3Server = field(init=False)  # the same S3 server, behind this proxy
     exchanges: list[Exchange] = field(default_factory=list)
     faults: Faults = lambda exchange: None
     delay: float = 0.0  # seconds before each answer
@@ -105,24 +106,44 @@ class _Connection:
         headers = _headers(head[1:])
         kept = [line for line in head if line.partition(":")[0].lower() not in {n.lower() for n in fault.headers}]
         changed = [f"{name}: {value}" for name, value in fault.headers.items()]
-        if headers.get("transfer-encoding") == "chunked":
-            raise OSError("this proxy knows no chunked answers")
         self._client.sendall("\r\n".join([*kept, *changed, "", ""]).encode("latin-1"))
-        left = 0 if exchange.method == "HEAD" else int(headers.get("content-length", 0))
+        if exchange.method == "HEAD" or exchange.status in (204, 304):
+            return True
+        if headers.get("transfer-encoding") == "chunked":
+            return self._relay_chunks(exchange, fault, answer)
+        left = int(headers.get("content-length", 0))
         while left:
             block = answer.read(min(left, _BLOCK))  # type: ignore[attr-defined]
-            if not block:
+            if not block or not self._pass(exchange, fault, block):
                 return False
-            if fault.flip and not exchange.sent:
-                block = bytes([block[0] ^ 1]) + block[1:]
-            if fault.cut is not None and exchange.sent + len(block) > fault.cut:
-                self._client.sendall(block[: fault.cut - exchange.sent])
-                exchange.sent = fault.cut
-                return False
-            self._client.sendall(block)
-            threading.Event().wait(self._proxy.pause)
-            exchange.sent += len(block)
             left -= len(block)
+        return True
+
+    def _relay_chunks(self, exchange: Exchange, fault: Fault, answer: object) -> bool:
+        while True:
+            line = answer.readline(100)  # type: ignore[attr-defined]
+            self._client.sendall(line)
+            left = int(line.split(b";")[0], 16)
+            while left:
+                block = answer.read(min(left, _BLOCK))  # type: ignore[attr-defined]
+                if not block or not self._pass(exchange, fault, block):
+                    return False
+                left -= len(block)
+            self._client.sendall(answer.readline(10))  # type: ignore[attr-defined]
+            if line.strip() == b"0":
+                return True
+
+    def _pass(self, exchange: Exchange, fault: Fault, block: bytes) -> bool:
+        """Send a block on; False if the connection is to break."""
+        if fault.flip and not exchange.sent:
+            block = bytes([block[0] ^ 1]) + block[1:]
+        if fault.cut is not None and exchange.sent + len(block) > fault.cut:
+            self._client.sendall(block[: fault.cut - exchange.sent])
+            exchange.sent = fault.cut
+            return False
+        self._client.sendall(block)
+        threading.Event().wait(self._proxy.pause)
+        exchange.sent += len(block)
         return True
 
 
@@ -142,8 +163,16 @@ def _headers(lines: list[str]) -> dict[str, str]:
 @contextlib.contextmanager
 def counting(server: S3Server) -> Iterator[Proxy]:
     """Run a proxy in front of a server; `proxy.server` is what clients talk to."""
+    with relaying(server.port) as proxy:
+        proxy.server = replace(server, port=proxy.port)
+        yield proxy
+
+
+@contextlib.contextmanager
+def relaying(port: int) -> Iterator[Proxy]:
+    """Run a proxy in front of whatever HTTP server listens at a port; clients talk to `proxy.port`."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-    proxy = Proxy(replace(server, port=listening.getsockname()[1]))
+    proxy = Proxy(listening.getsockname()[1])
 
     def accept() -> None:
         while True:
@@ -152,7 +181,7 @@ def counting(server: S3Server) -> Iterator[Proxy]:
             except OSError:
                 return
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=_Connection(proxy, client, server.port).run, daemon=True).start()
+            threading.Thread(target=_Connection(proxy, client, port).run, daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()

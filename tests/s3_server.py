@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret"
+LATER_KEY, LATER_SECRET = "later-access", "later-secret"  # the administrator's too, as after a renewal
 READER_KEY, READER_SECRET = "reader-access", "reader-secret"  # may read the bucket `readable`, and nothing else
 _START_SECONDS = 60
 
@@ -75,6 +76,7 @@ def _identities() -> dict[str, Any]:
         return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
     admin = identity("admin", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"])
+    admin["credentials"].append({"accessKey": LATER_KEY, "secretKey": LATER_SECRET})
     reader = identity("reader", READER_KEY, READER_SECRET, ["Read:readable", "List:readable"])
     return {"identities": [admin, reader]}
 

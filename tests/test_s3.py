@@ -11,7 +11,7 @@ import zlib
 import pytest
 from proxy import Fault, answer, counting, error
 from remote_suite import FILES, FOLDERS, RemoteSuite
-from s3_server import READER_KEY, READER_SECRET
+from s3_server import LATER_KEY, LATER_SECRET, READER_KEY, READER_SECRET
 from stores import OTHER_UUID, UUID, run_python
 
 from cas.config import Progress, Settings, Verify
@@ -426,6 +426,145 @@ def test_a_bucket_of_another_region_is_found(proxied, proxy, upload):
     wrong = error("400 Bad Request", "AuthorizationHeaderMalformed", Region="eu-north-1")
     proxy.faults = lambda one: None if "/eu-north-1/" in one.headers["authorization"] else Fault(answer=wrong)
     assert whole(proxied, "f") == b"x"
+
+
+def process_keys(tmp_path, monkeypatch, *pairs):
+    """Let a credential process give these keys, one pair after another; the last again and again."""
+    import sys
+
+    script = tmp_path / "keys.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import json, os
+            calls = {str(tmp_path / "calls")!r}
+            open(calls, "a").write("x")
+            key, secret = {list(pairs)!r}[min(os.path.getsize(calls), {len(pairs)}) - 1]
+            print(json.dumps({{"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret,
+                               "Expiration": "2099-01-01T00:00:00Z"}}))
+        """)
+    )
+    (tmp_path / "aws-config").write_text(f"[default]\ncredential_process = {sys.executable} {script}\n")
+
+
+def refusing(key):
+    """A fault of every request that is signed with a key."""
+    expired = error("400 Bad Request", "ExpiredToken")
+    return lambda one: Fault(answer=expired) if f"Credential={key}/" in one.headers.get("authorization", "") else None
+
+
+def test_keys_that_run_out_in_the_middle_of_a_transfer_are_renewed(
+    proxied, proxy, upload, store, settings, tmp_path, monkeypatch, s3_server, bucket
+):
+    upload({key("model.pth"): LARGE})
+    process_keys(tmp_path, monkeypatch, (s3_server.access_key, s3_server.secret_key), (LATER_KEY, LATER_SECRET))
+    remote = keyless(proxy.server, bucket, settings)
+    assert len(remote.list().files) == 1
+    reads = iter([None])
+    refuse = refusing(s3_server.access_key)
+    proxy.faults = lambda one: (
+        next(reads, refuse(one)) if one.path.endswith("model.pth") and one.method == "GET" else refuse(one)
+    )
+    report = pull(store, remote, settings)
+    assert store.blobs.read(report.manifest.files[0].digest) == LARGE
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_keys_that_run_out_with_no_others_are_one_clear_line(proxied, proxy, upload, tmp_path, monkeypatch, settings):
+    upload({key("f"): b"0123456789"})
+    pair = (proxy.server.access_key, proxy.server.secret_key)
+    process_keys(tmp_path, monkeypatch, pair)
+    remote = keyless(proxy.server, proxied.place.bucket, settings)
+    [file] = remote.list().files
+    proxy.faults = refusing(pair[0])
+    for attempt in (remote.list, lambda: list(remote.read(file, 2, 9))):
+        with pytest.raises(NotAllowedError, match="log in again") as caught:
+            attempt()
+        assert "\n" not in str(caught.value) and pair[1] not in str(caught.value)
+        remote._account._renewed = -100.0
+
+
+def test_anonymous_requests_are_not_signed(proxy, bucket, settings, upload, s3_server):
+    upload({key("f"): b"0123456789"})
+    listed = f"<ListBucketResult><Contents><Key>{key('f')}</Key><Size>10</Size></Contents></ListBucketResult>"
+    proxy.faults = lambda one: Fault(answer=answer("200 OK", listed if "list-type" in one.path else b"0123456789"))
+    remote = keyless(proxy.server, bucket, settings.but(anonymous=True))
+    assert whole(remote, "f") == b"0123456789"
+    assert len(proxy.exchanges) == 2
+    assert not any("authorization" in one.headers for one in proxy.exchanges)
+
+
+def test_who_pays_for_requests_says_so_with_each(proxy, bucket, settings, upload):
+    upload({key("f"): b"0123456789"})
+    remote = remote_for_storage(proxy.server.storage(bucket, "p"), UUID, settings.but(requester_pays=True))
+    assert whole(remote, "f") == b"0123456789"
+    [file] = remote.list().files
+    remote.checksums(file)
+    assert all(one.headers.get("x-amz-request-payer") == "requester" for one in proxy.exchanges)
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(proxied, proxy, upload):
+    upload({key("f"): b"0123456789"})
+    [file] = proxied.list().files
+    for busy in (answer("429 Too Many Requests", Retry_After="7"), answer("503 Slow Down", Retry_After="7")):
+        proxy.faults = lambda one, busy=busy: Fault(answer=busy)
+        with pytest.raises(TransientRemoteError) as caught:
+            list(proxied.read(file, 2, 9))
+        assert caught.value.retry_after == 7
+
+
+def test_a_server_whose_certificate_nobody_knows_needs_the_setting(s3_server, bucket, upload, settings, tmp_path):
+    upload({key("f"): b"0123456789"})
+    certificate, port = tls_in_front(s3_server.port, tmp_path)
+    storage = s3_server.storage(bucket, "p", endpoint_url=f"https://localhost:{port}")
+    with pytest.raises(TransientRemoteError, match=r"(?i)certificate"):
+        remote_for_storage(storage, UUID, settings).list()
+    remote = remote_for_storage(storage, UUID, settings.but(ca_bundle=str(certificate)))
+    assert whole(remote, "f") == b"0123456789"
+
+
+def tls_in_front(port, folder):
+    """Let TLS end before a server, with a certificate of our own; return that, and the port."""
+    import socket
+    import ssl
+    import subprocess
+    import threading
+
+    def openssl(*words):
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, cwd=folder)
+
+    fresh = ("-newkey", "rsa:2048", "-nodes")
+    openssl("req", "-x509", *fresh, "-days", 2, "-subj", "/CN=nobody knows", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl("req", *fresh, "-subj", "/CN=localhost", "-keyout", "own.key", "-out", "own.csr")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", 2, "-extfile", "names")
+    openssl("x509", "-req", "-in", "own.csr", "-out", "own.pem", *signed)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "own.pem", folder / "own.key")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source, target):
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            target.close()
+
+    def accept():
+        while True:
+            client, _ = listening.accept()
+            try:
+                secure = context.wrap_socket(client, server_side=True)
+            except OSError:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", port))
+            for pair in ((secure, server), (server, secure)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return folder / "ca.pem", listening.getsockname()[1]
 
 
 # --- checksums -----------------------------------------------------------------------------------------------------

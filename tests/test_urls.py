@@ -10,8 +10,10 @@ from stores import UUID
 
 from cas.config import Settings
 from cas.errors import UsageError
+from cas.transfer.anyfs import FsspecRemote
 from cas.transfer.folder import FolderRemote
 from cas.transfer.s3 import S3Remote
+from cas.transfer.sigv4 import Credentials
 from cas.transfer.urls import remote_for_recipe, remote_for_storage, remote_for_url
 
 
@@ -89,8 +91,14 @@ def test_s3_takes_the_region_from_the_settings(settings):
         {"type": "shared_fs"},
         {"type": "shared_fs", "host_path": "relative"},
         {"type": "directory"},
-        {"type": "gcs", "bucket": "b"},
+        {"type": "gcs", "bucket": "a/b"},
+        {"type": "gcs"},
         {"type": "azure", "container": "c"},
+        {"type": "azure", "container": "/", "account_url": "https://a.blob.core.windows.net"},
+        {"type": "azure", "container": "c", "account_url": "a.blob.core.windows.net"},
+        {"type": "url"},
+        {"type": "place"},
+        {"type": "place", "url": "nonsense"},
         {"type": None},
         {},
     ],
@@ -102,8 +110,8 @@ def test_what_is_wrong_is_one_clear_line(settings, storage):
 
 
 def test_an_unsupported_type_is_named(settings):
-    with pytest.raises(UsageError, match="storage type 'gcs' is not supported by this version"):
-        remote_for_storage({"type": "gcs", "bucket": "b"}, UUID, settings)
+    with pytest.raises(UsageError, match="storage type 'hdfs' is not supported by this version"):
+        remote_for_storage({"type": "hdfs", "bucket": "b"}, UUID, settings)
     with pytest.raises(UsageError, match="storage is 's3', not an object"):
         remote_for_storage("s3", UUID, settings)
 
@@ -121,11 +129,51 @@ def test_urls(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["gs://b/x", "", "s3://", "s3+http://host", "s3://AK:SK@b/x", "file:relative", "http://["]
+    "url",
+    ["gs://", "", "s3://", "s3+http://host", "s3://AK:SK@b/x", "file:relative", "http://[", "http:///x", "/x", "az://"],
 )
 def test_urls_that_mean_nothing_here(settings, url):
     with pytest.raises(UsageError):
         remote_for_url(url, settings)
+
+
+def test_each_scheme_has_its_remote(settings, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "acc")
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    names = {
+        "https://h/x/": "https://h/x/",
+        "https://h": "https://h/",
+        "gs://b/p/": "gs://b/p",
+        "gcs://b": "gs://b/",
+        "gs+http://127.0.0.1:1/b/p": "gs+http://127.0.0.1:1/b/p",
+        "az://c/p": "az+https://acc.blob.core.windows.net/c/p",
+        "memory://x/y": "memory://x/y",
+        "s3a://b/p": "s3://b/p",
+    }
+    assert {url: remote_for_url(url, settings).url for url in names} == names
+
+
+def test_options_of_s3_are_ours_where_we_know_them_and_else_those_of_s3fs(settings):
+    remote = remote_for_url("s3://b/p", settings, options={"key": "AK", "secret": "SK", "endpoint_url": "http://h:1"})
+    assert isinstance(remote, S3Remote)
+    assert (remote.url, remote.place.keys) == ("s3+http://h:1/b/p", Credentials("AK", "SK"))
+    assert remote_for_url("s3://b/p", settings, options={"anon": True}).place.anonymous
+    assert isinstance(remote_for_url("s3://b/p", settings, options={"profile": "p"}), FsspecRemote)
+    with pytest.raises(UsageError, match="'profile' is one of s3fs: set CAS_CLIENT=fsspec"):
+        remote_for_url("s3://b/p", settings.but(client="own"), options={"profile": "p"})
+    assert isinstance(remote_for_url("s3://b/p", settings.but(client="fsspec")), FsspecRemote)
+    assert isinstance(remote_for_url("gs://b/p", settings.but(client="fsspec")), FsspecRemote)
+    assert isinstance(remote_for_url("gs://b/p", settings, options={"token": "anon"}), FsspecRemote)
+    assert isinstance(s3(settings.but(client="fsspec"), access_key="AK", secret_key="SK"), FsspecRemote)
+
+
+def test_settings_reach_the_remotes(settings):
+    chosen = settings.but(anonymous=True, requester_pays=True, ca_bundle="/etc/ca.pem")
+    place = remote_for_url("s3://b/p", chosen).place
+    assert (place.anonymous, place.requester_pays, place.ca_bundle) == (True, True, "/etc/ca.pem")
+    assert not s3(chosen, access_key="AK", secret_key="SK").place.anonymous  # the storage has keys of its own
+    gcs = remote_for_url("gs://b/p", chosen).place
+    assert (gcs.anonymous, gcs.requester_pays) == (True, True)
 
 
 def test_a_recipe_makes_the_same_remote_and_repr_hides_its_keys(settings):

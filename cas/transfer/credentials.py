@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from cas.errors import NotAllowedError
 from cas.transfer.sigv4 import Credentials
 
+_SHARED = 5.0  # seconds in which threads whose keys were refused share one renewal
 METADATA_SECONDS = 1  # the instance's metadata service is asked last, once: on a laptop nobody answers
 _HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or access_key and secret_key of the storage"
 
@@ -24,6 +26,8 @@ class Account:
     def __init__(self, explicit: Credentials | None = None) -> None:
         self.explicit = explicit
         self._lock = threading.Lock()
+        self._given: Credentials | None = None  # the last ones
+        self._renewed = -_SHARED
 
     @cached_property
     def _session(self) -> Any:
@@ -43,6 +47,7 @@ class Account:
         if self.explicit is not None:
             return self.explicit
         if (keys := _environment_keys()) is not None:
+            self._given = keys
             return keys  # what the chain would give; botocore takes 0.15 s to load
         from botocore.exceptions import BotoCoreError
 
@@ -54,7 +59,22 @@ class Account:
             raise NotAllowedError(f"no S3 credentials: {error}; {_HINT}") from error
         if frozen is None or not frozen.access_key:
             raise NotAllowedError(f"no S3 credentials were found; {_HINT}")
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        self._given = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        return self._given
+
+    def renew(self) -> bool:
+        """Forget the keys, which a server says ran out, and ask the chain anew; True if there are others now."""
+        if self.explicit is not None:
+            return False
+        with self._lock:
+            if time.monotonic() - self._renewed < _SHARED:
+                return True  # for another thread
+            before, self._renewed = self._given, time.monotonic()
+            self.__dict__.pop("_session", None)
+        try:
+            return self.credentials() != before
+        except NotAllowedError:
+            return False
 
     def region(self) -> str | None:
         """Return the region that the environment or the profile names."""

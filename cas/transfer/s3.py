@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cas.errors import ChangedError, CheckpointNotFoundError, RemoteError, TransientRemoteError, UnsafeNameError
+from cas.errors import ChangedError, NotAllowedError, RemoteError, TransientRemoteError
 from cas.index.identity import RemoteIdentity
-from cas.index.paths import RelativePath, check_tree
 from cas.transfer import forks
 from cas.transfer.credentials import Account
+from cas.transfer.http import Connections
+from cas.transfer.keys import Key, listing_of, prefix_of
 from cas.transfer.remote import Checksum, Listing, Piece, RangesIgnoredError, RemoteFile
 from cas.transfer.s3http import (
-    Connections,
     Entry,
+    ExpiredError,
     Head,
     S3Http,
     WrongRegionError,
@@ -51,11 +52,14 @@ class S3Place:
     endpoint: str | None = None  # of a server that is not AWS
     region: str | None = None
     keys: Credentials | None = field(default=None, repr=False)
+    anonymous: bool = False  # sign nothing: the bucket is public
+    requester_pays: bool = False
+    ca_bundle: str | None = None  # a file of certificates to trust
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, the keys too: for a pipe to a process of ours, and nowhere else."""
         keys = [self.keys.access_key, self.keys.secret_key, self.keys.token] if self.keys else None
-        place = {"bucket": self.bucket, "prefix": self.prefix, "endpoint": self.endpoint, "region": self.region}
+        place = {name: getattr(self, name) for name in self.__slots__}
         return {"s3": {**place, "keys": keys}}
 
     @classmethod
@@ -98,7 +102,9 @@ class S3Remote:
 
     @cached_property
     def _verify(self) -> str | None:
-        return self._account.ca_bundle() if (self._endpoint or "https:").startswith("https:") else None
+        if not (self._endpoint or "https:").startswith("https:"):
+            return None
+        return self.place.ca_bundle or self._account.ca_bundle()
 
     @cached_property
     def _connections(self) -> Connections:
@@ -124,8 +130,9 @@ class S3Remote:
                     self._base(),
                     name=self._url(""),
                     region=self._found_region(),
-                    credentials=self._account.credentials,
+                    credentials=self._keys,
                     connections=self._connections,
+                    payer=self.place.requester_pays,
                 )
             return self._http_now
 
@@ -141,34 +148,28 @@ class S3Remote:
             UnsafeNameError: a key that no relative path can be made of.
             NotAllowedError: no credentials, or they may not list.
         """
-        prefix = f"{self.place.prefix}/" if self.place.prefix else ""
         try:
-            entries = tuple(self._http().list(prefix))
+            keys = tuple(self._listed())
         except WrongRegionError as error:
             self._region = error.region
-            entries = tuple(self._http().list(prefix))
-        if not entries:
-            raise CheckpointNotFoundError(f"there are no files at {self.url}")
-        files, directories = [], []
-        for entry in entries:
-            if not entry.key.startswith(prefix):
-                raise RemoteError(f"{self.url}: the server listed {entry.key!r:.200}, which does not lie there")
-            name = entry.key[len(prefix) :]
-            if name.endswith("/") and not entry.size:
-                directories.append(RelativePath(name[:-1]))
-            elif name.endswith("/"):
-                raise UnsafeNameError(name, f"names a folder, but has {entry.size} bytes")
-            elif name or entry.size:
-                files.append(RemoteFile(RelativePath(name), entry.size, self._identity(entry)))
-        check_tree((file.path for file in files), directories)
-        return Listing(tuple(files), tuple(directories))
+            keys = tuple(self._listed())
+        return listing_of(keys, self.place.prefix, url=self.url)
+
+    def _listed(self) -> Iterator[Key]:
+        for entry in self._entries():
+            yield Key(entry.key, entry.size, self._identity(entry))
+
+    def _entries(self, after: str | None = None) -> Iterator[Entry]:
+        try:
+            yield from self._http().list(prefix_of(self.place.prefix), after=after)
+        except ExpiredError as error:
+            raise self._renewed(error) from error
 
     def scan(self, *, after: str = "", before: str = LAST) -> Iterator[Found]:
         """Yield every name between two, page by page; see `Scannable`."""
-        prefix = f"{self.place.prefix}/" if self.place.prefix else ""
-        end = in_order(before)
+        prefix, end = prefix_of(self.place.prefix), in_order(before)
         try:
-            for entry in self._http().list(prefix, after=f"{prefix}{after}" if after else None):
+            for entry in self._entries(f"{prefix}{after}" if after else None):
                 name = entry.key.removeprefix(prefix)
                 if in_order(name) >= end:
                     return
@@ -214,7 +215,30 @@ class S3Remote:
         except FileNotFoundError as error:
             raise ChangedError(f"{file.identity.url} is gone since it was listed") from error
         except (BaseError, OSError) as error:
-            raise _translate(error, file.identity.url, ranged="range" in options) from error
+            known = self._renewed(_translate(error, file.identity.url, ranged="range" in options))
+            if isinstance(known, TransientRemoteError) and _STATUS.search(str(error)):
+                known.retry_after = self._asked_pause(file)
+            raise known from error
+
+    def _asked_pause(self, file: RemoteFile) -> float | None:
+        """Return how long a busy server wants to be left alone: obstore shows no Retry-After, so it is asked once."""
+        try:
+            self._head(file)
+        except TransientRemoteError as error:
+            return error.retry_after
+        except RemoteError:
+            return None
+        return None
+
+    def _renewed(self, error: Exception) -> Exception:
+        """Return an error worth another try in place of one that says that keys ran out, if there are others now."""
+        if not isinstance(error, ExpiredError):
+            return error
+        if not self._account.renew():
+            return NotAllowedError(str(error))
+        with _loading:
+            self._store = None
+        return TransientRemoteError(f"{error}; there are new ones")
 
     def _pieces(self, file: RemoteFile, result: Any, start: int, end: int) -> Iterator[Piece]:
         from obstore.exceptions import BaseError
@@ -231,7 +255,7 @@ class S3Remote:
                     break
                 yield memoryview(piece)
         except (BaseError, OSError) as error:
-            raise _translate(error, file.identity.url, ranged=False) from error
+            raise self._renewed(_translate(error, file.identity.url, ranged=False)) from error
         if at != end:
             raise TransientRemoteError(f"{file.identity.url}: {at - start} of {end - start} bytes came")
 
@@ -265,12 +289,16 @@ class S3Remote:
                 "aws_endpoint_url_s3": endpoint,
                 "region": region,
                 "virtual_hosted_style_request": virtual,
-                "skip_signature": False,
+                "skip_signature": self.place.anonymous,
+                "request_payer": self.place.requester_pays,
             },
             client_options=options,
             retry_config={"max_retries": 0},  # retry.py decides
-            credential_provider=self._provide,
+            credential_provider=None if self.place.anonymous else self._provide,
         )
+
+    def _keys(self) -> Credentials | None:
+        return None if self.place.anonymous else self._account.credentials()
 
     def _provide(self) -> dict[str, Any]:
         keys = self._account.credentials()
@@ -279,7 +307,7 @@ class S3Remote:
         return {**named, "token": keys.token, "expires_at": expires}
 
     def _key(self, file: RemoteFile) -> str:
-        return f"{self.place.prefix}/{file.path}" if self.place.prefix else str(file.path)
+        return prefix_of(self.place.prefix) + file.path
 
     # --- checksums ---------------------------------------------------------------------------------------------
 
@@ -307,6 +335,8 @@ class S3Remote:
             return self._http().head(self._key(file), part=part)
         except FileNotFoundError as error:
             raise ChangedError(f"{file.identity.url} is gone since it was listed") from error
+        except ExpiredError as error:
+            raise self._renewed(error) from error
 
     def _require_same(self, file: RemoteFile, head: Head) -> None:
         self._require_listed(file, head.size, head.etag)

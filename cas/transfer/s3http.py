@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import email.utils
-import os
-import threading
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 from cas.errors import NotAllowedError, RemoteError, TransientRemoteError
+from cas.transfer.http import Answer, Connections, retry_after
 from cas.transfer.remote import Checksum
 from cas.transfer.sigv4 import Credentials, encode_path, encode_query, sign
 
@@ -63,14 +59,16 @@ class S3Http:
         *,
         name: str,
         region: str,
-        credentials: Callable[[], Credentials],
+        credentials: Callable[[], Credentials | None],
         connections: Connections,
+        payer: bool = False,
     ) -> None:
         self.base = base
         self.region = region
         self._name = name
         self._credentials = credentials
         self._connections = connections
+        self._always = {"x-amz-request-payer": "requester"} if payer else {}
 
     def list(self, prefix: str, *, after: str | None = None) -> Iterator[Entry]:
         """Yield all keys with a prefix, in order of their bytes; only those greater than `after`.
@@ -107,16 +105,18 @@ class S3Http:
     ) -> Answer:
         parts = urlsplit(self.base)
         path, text = encode_path(f"{parts.path}/{key}"), encode_query(query)
-        signed = sign(
-            method,
-            host=parts.netloc,
-            path=path,
-            query=text,
-            headers=headers or {},
-            credentials=self._credentials(),
-            region=self.region,
-            now=datetime.now(UTC),
-        )
+        signed: Mapping[str, str] = {**self._always, **(headers or {})}
+        if (keys := self._credentials()) is not None:
+            signed = sign(
+                method,
+                host=parts.netloc,
+                path=path,
+                query=text,
+                headers=signed,
+                credentials=keys,
+                region=self.region,
+                now=datetime.now(UTC),
+            )
         url = f"{parts.scheme}://{parts.netloc}{path}" + (f"?{text}" if text else "")
         answer = self._connections.send(method, url, signed)
         if answer.status not in (200, 206):
@@ -124,65 +124,8 @@ class S3Http:
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Connections:
-    """A pool of connections, through the proxies that the environment names; safe for threads, and after a fork."""
-
-    def __init__(self, *, name: str, timeout: float, verify: str | None = None) -> None:
-        self._name = name
-        self._timeout = timeout
-        self._verify = verify
-        self._lock = threading.Lock()
-        self._pool: Any = None
-        self._pid = 0
-
-    def send(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
-        """Send a request with no body.
-
-        Raises:
-            TransientRemoteError: no answer, or not a whole one.
-        """
-        from urllib3.exceptions import HTTPError
-
-        try:
-            answer = self._connected(url).request(
-                method, url, headers=headers, redirect=False, retries=False, timeout=self._timeouts()
-            )
-        except HTTPError as error:
-            raise TransientRemoteError(f"{self._name}: {_plain(error)}", unreachable=True) from error
-        return Answer(answer.status, answer.headers, answer.data)
-
-    def _timeouts(self) -> Any:
-        from urllib3 import Timeout
-
-        return Timeout(connect=min(self._timeout, 10.0), read=self._timeout)
-
-    def _connected(self, url: str) -> Any:
-        from urllib.request import getproxies, proxy_bypass
-
-        import urllib3  # without it `import cas` is faster
-
-        with self._lock:
-            if self._pool is None or self._pid != os.getpid():
-                parts = urlsplit(url)
-                proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-                options: dict[str, Any] = {"maxsize": 16, "cert_reqs": "CERT_REQUIRED", "ca_certs": self._verify}
-                self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-                self._pid = os.getpid()
-            return self._pool
-
-
-def _plain(error: Exception) -> str:
-    """Return an error's message without the object that urllib3 puts before it."""
-    return str(error).splitlines()[0].rpartition(">: ")[2][:300]
+class ExpiredError(NotAllowedError):
+    """Keys ran out; the chain that gave them may have others by now."""
 
 
 class WrongRegionError(RemoteError):
@@ -270,7 +213,7 @@ def translate(name: str, status: int, headers: Mapping[str, str], body: bytes, *
         return WrongRegionError(name, region)
     if status == 404 and key and code != "NoSuchBucket":
         return FileNotFoundError(key)
-    return by_code(name, status, code, message, retry_after=_retry_after(headers.get("retry-after")))
+    return by_code(name, status, code, message, retry_after=retry_after(headers.get("retry-after")))
 
 
 def by_code(name: str, status: int, code: str, message: str, *, retry_after: float | None = None) -> Exception:
@@ -279,7 +222,7 @@ def by_code(name: str, status: int, code: str, message: str, *, retry_after: flo
     if code == "NoSuchBucket" or status == 404:
         return RemoteError(f"{said}; is the bucket's name right?" if code == "NoSuchBucket" else said)
     if code in _EXPIRED:
-        return NotAllowedError(f"{said}; log in again (with profiles: `aws sso login`), or check this host's clock")
+        return ExpiredError(f"{said}; log in again (with profiles: `aws sso login`), or check this host's clock")
     if status >= 500 or status in (408, 429) or code in _PASSING:
         return TransientRemoteError(said, retry_after=retry_after)
     if status in (401, 403) or code in _REFUSED:
@@ -294,15 +237,3 @@ def _reason(body: bytes) -> tuple[str, str, str | None]:
         return "", "", None
     found = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
     return found.get("Code", ""), found.get("Message", "").rstrip("."), found.get("Region")
-
-
-def _retry_after(text: str | None) -> float | None:
-    """Read `Retry-After`: seconds, or a date."""
-    if not text:
-        return None
-    if text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
