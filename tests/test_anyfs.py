@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 import uuid
@@ -99,10 +100,10 @@ class TestLocal(RemoteSuite):
 
 
 @pytest.mark.s3
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is None, reason="no s3fs here: `make test` runs it beside")
 class TestS3fs(RemoteSuite):
     @pytest.fixture
     def remote(self, s3_server, bucket, upload, settings):
-        pytest.importorskip("s3fs")
         upload({f"p/{UUID}/{name}": data for name, data in FILES.items()})
         upload({f"p/{UUID}/{name}/": b"" for name in FOLDERS})
         upload({f"p/{UUID}-other/foreign": b"x"})
