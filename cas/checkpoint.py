@@ -116,6 +116,17 @@ class Checkpoint(Described):
             self.store.uses.note(self.uuid)
         return str(target)
 
+    def fetch(self) -> Manifest:
+        """Bring the files into the store, and nowhere else; return what they are.
+
+        Raises:
+            CheckpointNotFoundError: the files are neither here nor at the origin.
+            NoSpaceError: they will not fit, or the disk became full; the next call goes on.
+        """
+        self._require_downloadable()
+        with self.store.leases.claim(self.uuid):
+            return self._bring(None)
+
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.
 

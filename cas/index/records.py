@@ -40,6 +40,17 @@ class NewRecord:
     parents: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SeenRecord:
+    """A thing that somebody else saw, and when (seconds since 1970)."""
+
+    kind: str
+    id: str
+    data: Mapping[str, Any]
+    parents: tuple[str, ...]
+    at: float
+
+
 class Records:
     """The records of every registry that this store has seen."""
 
@@ -50,9 +61,15 @@ class Records:
     def add(self, registry: str, records: Iterable[NewRecord], *, durable: bool = False) -> None:
         """Append what was seen just now, with one write."""
         seen = disk.now()
+        self.merge(
+            registry, (SeenRecord(one.kind, one.id, one.data, one.parents, seen) for one in records), durable=durable
+        )
+
+    def merge(self, registry: str, records: Iterable[SeenRecord], *, durable: bool = False) -> None:
+        """Append what was seen elsewhere, with the times it was seen there; what was seen last counts, as ever."""
         payloads = [
-            {"kind": new.kind, "id": new.id, "seen": seen, "parents": list(new.parents), "data": dict(new.data)}
-            for new in records
+            {"kind": one.kind, "id": one.id, "seen": one.at, "parents": list(one.parents), "data": dict(one.data)}
+            for one in records
         ]
         if not payloads:
             return

@@ -251,6 +251,15 @@ class TrialRecord:
         )
 
 
+def place_of(thing: CheckpointRecord | TrialRecord | ExperimentRecord) -> tuple[str, str, tuple[str, ...]]:
+    """Return under which kind and id a record is written down, and what it is found by."""
+    if isinstance(thing, CheckpointRecord):
+        return "checkpoint", thing.uuid, thing.parents
+    if isinstance(thing, TrialRecord):
+        return "trial", str(thing.id), (f"experiment/{thing.experiment_id}",)
+    return "experiment", str(thing.id), ()
+
+
 class Registry(Protocol):
     """Who answers queries with records. Lists are complete: all pages, all states, in no particular order."""
 
