@@ -30,7 +30,7 @@ WRONG = [
     ("-m", "cas: argument -m/--master: expected one argument; see cas --help"),
     ("tril", "cas: no command is called 'tril'; did you mean `cas trial`?; see cas --help"),
     ("frobnicate", "cas: no command is called 'frobnicate'; see cas --help"),
-    ("experiment list", "cas: no command is called 'experiment'; see cas --help"),
+    ("experiment list", "cas experiment: no command is called 'list'; see cas experiment --help"),
     ("trial", "cas trial: say what to do: download; see cas trial --help"),
     ("t", "cas t: say what to do: download; see cas t --help"),
     ("trial --best", "cas trial: unrecognized arguments: --best; see cas trial --help"),

@@ -18,7 +18,7 @@ from kills import complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, manifest_of, tagged, uuid
 
 from cas import exporting, importing
-from cas.adding import add, remove
+from cas.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import (
@@ -40,6 +40,7 @@ from cas.index.store import Store
 from cas.registry.catalog import Catalog
 from cas.registry.records import CheckpointRecord
 from cas.registry.remembering import remember
+from cas.removing import remove
 
 FILES = {"model": os.urandom(50_000), "code/a.py": b"a = 1\n", "empty": b"", "void/": b""}
 OTHER = {"model": FILES["model"], "more": b"more"}
