@@ -335,3 +335,21 @@ def test_what_another_process_judged_first_raises_no_false_alarm(
         disk.observe(None)
     assert (alarms, caplog.messages) == ([], [])
     assert store.has(digest)
+
+
+def test_a_rotten_blob_does_not_come_back_from_aside(tmp_path: Path) -> None:
+    """Rot changes bytes, and nothing that a fact could tell by: what was hashed and is wrong stays wrong."""
+    store = Store(tmp_path / "home")
+    digest = store.put(b"hello")
+    path = store.layout.blob(digest)
+    before = path.stat()
+    damage(path, b"hellO")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    held = store.blobs.put_aside(digest)
+    assert held is not None and held.name.startswith(f"{digest.hex}.bad.")
+    for again in (store, Store(store.home)):
+        assert again.blobs.locate(digest) is None
+    assert held.read_bytes() == b"hellO"
+    store.put(b"hello")
+    store.blobs.drop_healed()
+    assert store.blobs.read(digest) == b"hello" and not held.exists()

@@ -275,9 +275,18 @@ class Blobs:
             return None
         if not os.path.lexists(held):  # another process judged it first, and linked it back or removed it
             return None
+        held = self._name_bad(held, digest)
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
         for call in self._when_bad:
             call(digest)
+        return held
+
+    def _name_bad(self, held: Path, digest: Digest) -> Path:
+        """Say in the name that it was hashed and found wrong: its signature may still be the one that facts name."""
+        if not held.name.startswith("."):
+            with contextlib.suppress(OSError):
+                disk.rename(held, bad := self._layout.aside(f"{digest.hex}.bad"))
+                return bad
         return held
 
     def forget(self, digest: Digest) -> None:
@@ -304,7 +313,8 @@ class Blobs:
     def _bring_back(self, digest: Digest) -> bool:
         folder = self._layout.root / "aside"
         for name in disk.names(folder):
-            if name.startswith(f"{digest.hex}.") and self._is_right(folder / name, digest):
+            is_candidate = name.startswith(f"{digest.hex}.") and not name.startswith(f"{digest.hex}.bad.")
+            if is_candidate and self._is_right(folder / name, digest):
                 try:
                     self.link_back(folder / name, digest)
                 except OSError as error:
