@@ -14,6 +14,7 @@ from cas.cli import (
     checkpoint,
     doctor,
     experiment,
+    exporting,
     listing,
     recover,
     removing,
@@ -111,6 +112,7 @@ def build(program: str) -> tuple[Parser, dict[str, tuple[str, ...]]]:
         viewing,
         checking,
         removing,
+        exporting,
         trusting,
         doctor,
     ):
