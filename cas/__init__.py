@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cas.client import Determined
     from cas.config import Settings
     from cas.errors import CasError
+    from cas.mirroring import mirror
     from cas.recovering import recover
     from cas.references import ExperimentReference, TrialReference
     from cas.removing import pin, prune, remove, unpin
@@ -39,6 +40,7 @@ __all__ = [
     "TrialReference",
     "__version__",
     "add",
+    "mirror",
     "pin",
     "prune",
     "recover",
@@ -55,6 +57,7 @@ _HOMES = {
     "Settings": "cas.config",
     "TrialReference": "cas.references",
     "add": "cas.adding",
+    "mirror": "cas.mirroring",
     "pin": "cas.removing",
     "prune": "cas.removing",
     "recover": "cas.recovering",

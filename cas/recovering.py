@@ -11,7 +11,7 @@ from typing import Any
 from cas.config import Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.records import NewRecord, Seen
-from cas.index.store import Store, open_store
+from cas.index.store import Store, store_of
 from cas.registry import metric_tables, recovery
 from cas.registry.metric_tables import Row
 from cas.registry.records import CheckpointRecord, State
@@ -88,7 +88,7 @@ def recover(url: str | Path, *, metrics: str | Path | None = None, settings: Set
     remote = _remote(url, chosen)
     if chosen.offline and not isinstance(remote, FolderRemote):
         raise OfflineError(f"{remote.url} is not on this host, and CAS_OFFLINE is set")
-    store = open_store(chosen.home, stall=chosen.lock_stall)
+    store = store_of(chosen)
     return _Recovery(store, remote, table, chosen).run()
 
 

@@ -110,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         things = {"experiments": master.experiment, "trials": master.trial, "checkpoints": master.checkpoint}
         if path == "me":
             return {"user": master.user(user)}
+        if path == "experiments":
+            return master.list_experiments(query)
         if (kind, more) in lists:
             return lists[kind, more](id, query)
         if kind in things and not more:

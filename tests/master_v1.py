@@ -142,6 +142,19 @@ class Master:
         }
         return {"experiment": body, "jobSummary": None, "config": spoiled(one["config"])}
 
+    def list_experiments(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        """A limit of 0 means 100 here, and -1 all."""
+        ask = _Query(query)
+        every = sorted(self.experiments)
+        limit = {0: 100, -1: 0}.get(ask.number("limit"), ask.number("limit"))
+        start, end, pagination = _window(_Query({**query, "limit": [str(limit)]}), len(every))
+        return {"experiments": [self._listed(id) for id in every[start:end]], "pagination": pagination}
+
+    def _listed(self, id: int) -> dict[str, Any]:
+        mine = {trial["id"] for trial in self.trials.values() if trial["experimentId"] == id}
+        count = sum(one["trial"] in mine and one["state"] == "COMPLETED" for one in self.data["checkpoints"])
+        return self.experiment(str(id))["experiment"] | {"checkpointCount": count, "checkpointSize": str(62 * count)}
+
     def trial(self, text: str) -> dict[str, Any]:
         id = _path_id(text)
         if id not in self.trials:

@@ -25,7 +25,7 @@ def loaded_by(code: str) -> set[str]:
 def test_public_names() -> None:
     assert sorted(cas.__all__) == [
         "CasError", "Checkpoint", "Determined", "ExperimentReference", "Settings", "TrialReference", "__version__",
-        "add", "pin", "prune", "recover", "remove", "trust", "unpin",
+        "add", "mirror", "pin", "prune", "recover", "remove", "trust", "unpin",
     ]  # fmt: skip
     for name in cas.__all__:
         assert getattr(cas, name) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cas.errors import NotAllowedError
@@ -37,10 +38,26 @@ class Entrance(Protocol):
         """Whether a refusal may mean that the token has expired."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One experiment of a master's list: whether it has ended, and what differs once anything of it has changed."""
+
+    id: int
+    has_ended: bool
+    version: str
+
+
 class Dialect(Protocol):
     """The questions of a registry in the words of one kind of master."""
 
     lists_are_complete: bool  # whether a checkpoint that a list lacks is gone
+
+    def experiments(self) -> list[Listed]:
+        """Return what the master lists of all experiments that it shows to this user, in order of id.
+
+        Raises:
+            UsageError: it cannot list them.
+        """
 
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment."""

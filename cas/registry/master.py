@@ -12,7 +12,7 @@ from typing import Any
 from cas.config import DeterminedEnvironment, Settings
 from cas.errors import MasterError, NotAllowedError, NotFoundError, UsageError
 from cas.registry.auth import Login
-from cas.registry.dialect import Dialect, Entrance
+from cas.registry.dialect import Dialect, Entrance, Listed
 from cas.registry.http import BACKOFF, Body, Http, Parameters, canonical_url
 from cas.registry.records import CheckpointRecord, ExperimentRecord, TrialRecord, canonical_uuid
 from cas.registry.tls import Tls
@@ -101,6 +101,16 @@ class Master:
     def lists_are_complete(self) -> bool:
         """Whether a checkpoint that a list of an experiment or trial lacks is gone: not so with masters of 0.12."""
         return self._kind().dialect.lists_are_complete
+
+    def experiments(self) -> list[Listed]:
+        """Return what the master lists of all experiments that it shows to this user, in order of id.
+
+        Raises:
+            UsageError: the master is too old to list them.
+            OfflineError: it does not answer.
+            AuthenticationError: it refuses the login.
+        """
+        return self._kind().dialect.experiments()
 
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from cas.errors import MasterError, NotAllowedError, NotFoundError, UsageError
-from cas.registry.dialect import Ask
+from cas.registry.dialect import Ask, Listed
 from cas.registry.http import Http
 from cas.registry.reading import Reader
 from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord
@@ -52,6 +52,10 @@ class V0:
         self._ask = ask
         self._trials: dict[int, TrialRecord] = {}
         self._configs: dict[int, dict[str, Any]] = {}
+
+    def experiments(self) -> list[Listed]:
+        """Such a master is not asked for a list of everything; see `Dialect`."""
+        raise UsageError(f"{self._registry} is too old to list its experiments: name them (--experiment ID …)")
 
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment. Whether there is one, only its list of checkpoints can tell."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from cas.errors import AuthenticationError, ContentError, MasterError, NotAllowedError, UsageError
-from cas.registry.dialect import Ask, Tell
+from cas.registry.dialect import Ask, Listed, Tell
 from cas.registry.http import Http, Parameters
 from cas.registry.reading import Reader
 from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord
@@ -25,7 +25,7 @@ _IN_ORDER: Parameters = (
     ("orderBy", "ORDER_BY_ASC"),
 )
 _EVERY_STATE: Parameters = tuple(("states", f"STATE_{state}") for state in State)
-_TRIALS_IN_ORDER: Parameters = (("sortBy", "SORT_BY_ID"), ("orderBy", "ORDER_BY_ASC"))
+_BY_ID: Parameters = (("sortBy", "SORT_BY_ID"), ("orderBy", "ORDER_BY_ASC"))
 
 
 class V1Entrance:
@@ -59,6 +59,12 @@ class V1:
         self._tell = tell
         self._states = _EVERY_STATE
 
+    def experiments(self) -> list[Listed]:
+        """Return what the master lists of all experiments that it shows to this user, in order of id."""
+        parse: Callable[[Any], Page[Listed]] = lambda answer: _page(answer, "experiments", listed)  # noqa: E731
+        found = self._all_pages("/experiments", _BY_ID, parse, lambda one: one.id)
+        return sorted(found, key=lambda one: one.id)
+
     def experiment(self, id: int) -> ExperimentRecord:
         """Return an experiment."""
         return self._read(f"/experiments/{id}", lambda answer: experiment(self._registry, answer))
@@ -73,7 +79,7 @@ class V1:
 
     def experiment_trials(self, id: int) -> list[TrialRecord]:
         """Return all trials of an experiment, in order of id."""
-        path, parameters = f"/experiments/{id}/trials", _TRIALS_IN_ORDER
+        path, parameters = f"/experiments/{id}/trials", _BY_ID
         found = self._all_pages(path, parameters, lambda answer: trials(self._registry, answer), lambda one: one.id)
         return sorted(found, key=lambda one: one.id)
 
@@ -186,6 +192,24 @@ def experiment(registry: str, answer: object) -> ExperimentRecord:
         labels=read.names("labels"),
         archived=read.truth("archived"),
     )
+
+
+def listed(value: object) -> Listed:
+    """Read one experiment of `GET /experiments`.
+
+    Raises:
+        ContentError: it is not what a master answers.
+    """
+    read = Reader(value, "experiment")
+    id, state = read.whole("id"), (read.text("state") or "").removeprefix("STATE_")
+    if id is None:
+        raise read.error("it has no id")
+    seen = [state, *(str(read.raw(name)) for name in _CHANGING)]
+    return Listed(id, state in _ENDED, "; ".join(seen))
+
+
+_ENDED = ("COMPLETED", "CANCELED", "ERROR")
+_CHANGING = ("endTime", "numTrials", "checkpointCount", "checkpointSize", "name", "archived", "labels", "description")
 
 
 def trial(registry: str, value: object) -> TrialRecord:
