@@ -58,6 +58,7 @@ class Checkpoint(Described):
         self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
         self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
         self.was_here = False  # add() found the same files in the store already
+        self._entered: set[Digest] = set()  # views that were handed out, and stay until `release`
 
     @property
     def is_only_copy(self) -> bool:
@@ -130,13 +131,22 @@ class Checkpoint(Described):
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.
 
-        For loaders of the user's own: `AutoModel.from_pretrained(checkpoint.view())`. The folder stays until this
-        process ends, whatever is removed from the store meanwhile, and then as long as anything that was used lately.
+        For loaders of the user's own: `AutoModel.from_pretrained(checkpoint.view())`. The folder stays until `release`
+        or the end of this process, whatever is removed from the store meanwhile.
 
         Raises:
             CheckpointNotFoundError: the files are neither here nor at the origin.
         """
-        return self._enter()[0]
+        path, digest = self._enter()
+        if digest in self._entered:
+            self.store.leases.leave(digest)  # once is enough
+        self._entered.add(digest)
+        return path
+
+    def release(self) -> None:
+        """Say that the folders which `view` returned are no longer needed: the checkpoint may be removed then."""
+        while self._entered:
+            self.store.leases.leave(self._entered.pop())
 
     def storage_reader(self) -> Any:
         """Return what `torch.distributed.checkpoint.load(state, storage_reader=…)` reads a distributed checkpoint with.

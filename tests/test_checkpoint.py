@@ -22,6 +22,7 @@ from cas.errors import (
     ForeignContentError,
     NotFoundError,
     OfflineError,
+    ProtectedError,
     UnsafeNameError,
     UsageError,
 )
@@ -464,7 +465,11 @@ def test_removing_keeps_what_another_checkpoint_needs(folder: Path, tmp_path: Pa
 
 def test_what_was_removed_is_brought_again_from_its_origin(origin: Path, settings: Settings) -> None:
     checkpoint = from_shared(settings, origin)
-    checkpoint.view()
+    path = checkpoint.view()
+    with pytest.raises(ProtectedError, match="in use by"):
+        remove(UUID, settings=settings)
+    assert content(path) == EXPECTED
+    checkpoint.release()
     remove(UUID, settings=settings)
     assert not list(settings.home.glob("blobs/??/*"))
     assert content(checkpoint.view()) == EXPECTED

@@ -13,13 +13,14 @@ from stores import damage, lies, manifest_of, uuid
 
 from cas.adding import add
 from cas.config import Progress, Settings
+from cas.errors import ProtectedError
 from cas.index import lines
 from cas.index.check import Kind, check
 from cas.index.digest import Digest
 from cas.index.records import NewRecord
 from cas.index.store import Store
 from cas.load.views import make_view
-from cas.removing import remove
+from cas.removing import pin, prune, remove, unpin
 from cas.transfer.fetch import pull
 from cas.transfer.folder import FolderRemote
 
@@ -93,6 +94,20 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.resolve("local", name) is None
 
     @precondition(lambda self: self.model)
+    @rule(chance=chances, pinned=st.booleans())
+    def prune(self, chance: int, pinned: bool) -> None:
+        name = self.pick(chance)
+        if pinned:
+            pin(name, settings=self.settings)
+        report = prune(name, only_copies=True, now=True, settings=self.settings)
+        assert report.gone == (() if pinned or self.lost else (name,))
+        if pinned:
+            unpin(name, settings=self.settings)
+        for gone in report.gone:
+            del self.model[gone]
+            assert self.store.resolve("local", gone) is None
+
+    @precondition(lambda self: self.model)
     @rule(chance=chances)
     def view(self, chance: int) -> None:
         name = self.pick(chance)
@@ -102,6 +117,9 @@ class StoreMachine(RuleBasedStateMachine):
             return
         path = make_view(self.store, manifest).path
         assert {found: (path / found).read_bytes() for found in files} == files
+        with pytest.raises(ProtectedError):
+            remove(name, settings=self.settings)
+        self.store.leases.leave(manifest.digest)
 
     @rule(number=numbers, n=st.integers(0, 9))
     def record(self, number: int, n: int) -> None:

@@ -314,21 +314,13 @@ class Blobs:
         folder = self._layout.root / "aside"
         for name in disk.names(folder):
             is_candidate = name.startswith(f"{digest.hex}.") and not name.startswith(f"{digest.hex}.bad.")
-            if is_candidate and self._is_right(folder / name, digest):
+            if is_candidate and self._matches(folder / name, digest):  # by its signature, rot would come back
                 try:
                     self.link_back(folder / name, digest)
                 except OSError as error:
                     log.info("blob %s cannot be brought back from aside/: %s", digest, error)
                 return self._layout.blob(digest).exists()
         return False
-
-    def _is_right(self, held: Path, digest: Digest) -> bool:
-        """Whether what is held in `aside/` has the bytes of its digest: renaming changes nothing that a fact says."""
-        try:
-            signature = Signature.of(held.stat())
-        except FileNotFoundError:
-            return False
-        return self.is_trusted(digest, signature) or self._matches(held, digest)
 
     def drop_healed(self) -> None:
         """Delete what lies in `aside/` for no reason: copies of what is here again, whole, and views."""

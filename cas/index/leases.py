@@ -345,7 +345,8 @@ def _remove(folder: Path) -> None:
 
 def _about_us() -> dict[str, Any]:
     # No arguments of the command: there may be a password in them.
-    command = Path(sys.argv[0]).name if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "python"
+    script = Path(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "python")
+    command = script.parent.name if script.name == "__main__.py" else script.name
     return {"cas": "lease", "command": command[:100], "pid": os.getpid(), "host": platform.node()[:100]}
 
 
