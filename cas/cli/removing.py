@@ -192,7 +192,8 @@ def prune(args: argparse.Namespace) -> None:
 def _summary(report: PruneReport, planned: PrunePlan, args: argparse.Namespace) -> str:
     from cas.index.remove import GRACE
 
-    said = [f"{len(report.gone)} checkpoints removed, {output.size(report.freed)} freed"]
+    count = len(report.gone)
+    said = [f"{count} checkpoint{'' if count == 1 else 's'} removed, {output.size(report.freed)} freed"]
     if report.waiting:
         said.append(
             f"{output.size(report.waiting)} more are kept for {GRACE / 60:.0f} minutes, in case that somebody needs"

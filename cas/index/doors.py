@@ -36,7 +36,10 @@ class Door:
             os.close(users)
 
     def close(self, stays: Callable[[str], bool] = lambda id: False) -> bool:
-        """Close the door unless somebody inside stays; those who do not are put out. Return whether it is closed."""
+        """Close the door unless somebody inside stays; those who do not are put out. Return whether it is closed.
+
+        `stays` is asked at each moment anew: whoever enters last may not have had a lease a moment ago.
+        """
         for _ in range(_ATTEMPTS):
             found = self.inside()
             if found is None:

@@ -73,6 +73,7 @@ class PrunePlan:
     staying: tuple[Verdict, ...]  # by UUID
     blobs: tuple[Digest, ...]  # that only those need which go
     unreferenced: tuple[Digest, ...]  # that no checkpoint needs
+    orphans: tuple[Digest, ...]  # manifests that no ref names
     leftovers: tuple[Leftover, ...]
     size: int  # of all blobs now
     size_after: int  # of those that stay
@@ -83,7 +84,7 @@ class PrunePlan:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.going or self.unreferenced or self.leftovers)
+        return not (self.going or self.unreferenced or self.orphans or self.leftovers)
 
 
 def plan_prune(stock: Stock, rules: Rules) -> PrunePlan:
@@ -106,6 +107,7 @@ def plan_prune(stock: Stock, rules: Rules) -> PrunePlan:
         staying=staying,
         blobs=blobs,
         unreferenced=unreferenced,
+        orphans=tuple(sorted(one for one, since in stock.orphans.items() if since <= _latest(stock, rules))),
         leftovers=leftovers,
         size=size,
         size_after=size - sum(stock.blobs[digest].size for digest in gone),
@@ -240,12 +242,16 @@ def ago(seconds: float) -> str:
 
 def _unreferenced(stock: Stock, theirs: set[Digest], rules: Rules) -> Iterator[Digest]:
     """Yield the blobs that no checkpoint needs, but those that somebody may be bringing."""
-    latest = stock.now - int(rules.grace * 1e9)
-    if stock.bringing_since is not None:
-        latest = min(latest, stock.bringing_since - 1)
+    latest = _latest(stock, rules)
     for digest, blob in stock.blobs.items():
         if digest not in theirs and digest not in stock.needed and blob.since <= latest:
             yield digest
+
+
+def _latest(stock: Stock, rules: Rules) -> int:
+    """When something that no checkpoint needs must have come (ns) to be nobody's who is at work now."""
+    latest = stock.now - int(rules.grace * 1e9)
+    return latest if stock.bringing_since is None else min(latest, stock.bringing_since - 1)
 
 
 def _leftovers(stock: Stock, rules: Rules, kept: Iterable[StoredCheckpoint]) -> Iterator[Leftover]:
@@ -315,11 +321,11 @@ def execute(store: Store, plan: PrunePlan, is_only_copy: Callable[[str], bool] =
             _require_alone(store)
         watch = Watch(store, is_only_copy)
         needs = watch.needs()
-        freed = sum(_remove_leftover(store, one, watch, needs) for one in plan.leftovers)
+        freed = sum(_remove_leftover(store, one, needs) for one in plan.leftovers)
         first = _judge_aside(store, watch, plan.rules)
         removal = Removal(store, watch, at_once=plan.rules.at_once)
         stayed = removal.take_checkpoints([verdict.uuid for verdict in plan.going])
-        removal.take_bytes(plan.blobs, may_be_new=plan.unreferenced)
+        removal.take_bytes(plan.blobs, may_be_new=plan.unreferenced, manifests=plan.orphans)
         second = removal.finish()
     return PruneReport(
         gone=tuple(verdict.uuid for verdict in plan.going if verdict.uuid not in stayed),
@@ -349,14 +355,14 @@ def users_of_store(store: Store) -> list[str]:
     return sorted(users.values())
 
 
-def _remove_leftover(store: Store, one: Leftover, watch: Watch, needs: Needs) -> int:
+def _remove_leftover(store: Store, one: Leftover, needs: Needs) -> int:
     """Remove one leftover if it still is one; what lies in `aside/` is judged by itself. Return the bytes freed."""
     now = disk.clock(store.home)
     try:
         if one.kind is Kind.LEASE:
             bury(store.layout, one.path.name, now)
         elif one.kind is Kind.VIEW and (_manifest_of(one) not in needs.manifests or not (one.path / "users").exists()):
-            remove_view(store, _manifest_of(one), watch.living())
+            remove_view(store, _manifest_of(one))
         elif one.kind is Kind.TRANSFER and (found := abandoned(one.path, now)) is not None:
             disk.remove_tree(one.path)
             disk.remove_folder(one.path.parent)

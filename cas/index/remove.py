@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cas.index import aside, disk
 from cas.index.aside import Held
 from cas.index.digest import Digest
 from cas.index.doors import door
-from cas.index.leases import Lease
+from cas.index.leases import Lease, is_alive
 from cas.index.needs import Watch
 from cas.index.store import Store, explained
 
@@ -160,12 +160,15 @@ class Removal:
             disk.remove_tree(one.path)
         self._refs.clear()
 
-    def take_bytes(self, blobs: Iterable[Digest], *, may_be_new: Iterable[Digest] = ()) -> int:
+    def take_bytes(
+        self, blobs: Iterable[Digest], *, may_be_new: Iterable[Digest] = (), manifests: Iterable[Digest] = ()
+    ) -> int:
         """Take blobs away that nobody needs, and views and manifests of the checkpoints that were taken.
 
         Args:
             blobs: of checkpoints that were taken.
-            may_be_new: that no checkpoint needed; one that came while somebody brings a checkpoint stays.
+            may_be_new: blobs that no checkpoint needed; one that came while somebody brings a checkpoint stays.
+            manifests: that no ref named; likewise.
 
         Returns:
             The bytes of those that stay because somebody uses them, or because nobody knows what needs them.
@@ -175,28 +178,28 @@ class Removal:
             self._take_view(manifest)
         needs = self._watch.needs()  # with the views that somebody entered before they could be closed
         left = 0
-        for digest in (*blobs, *self._old(may_be_new)):
+        for digest in (*blobs, *self._old(may_be_new, self._store.layout.blob)):
             if digest in needs.digests or needs.unknown:
                 left += _size(self._store.layout.blob(digest))
             elif (held := aside.take_blob(self._store, digest)) is not None:
                 self._bytes.append(held)
-        for manifest in self._manifests - needs.manifests:
+        for manifest in {*self._manifests, *self._old(manifests, self._store.layout.manifest)} - needs.manifests:
             if (held := aside.take_manifest(self._store, manifest)) is not None:
                 self._bytes.append(held)
         return left
 
     def _take_view(self, manifest: Digest) -> None:
         try:
-            remove_view(self._store, manifest, self._watch.living())
+            remove_view(self._store, manifest)
         except OSError as error:  # another user's
             log.info("the view of %s cannot be removed: %s", manifest, error)
 
-    def _old(self, blobs: Iterable[Digest]) -> Iterable[Digest]:
+    def _old(self, digests: Iterable[Digest], name: Callable[[Digest], Path]) -> Iterator[Digest]:
         """Leave out what came since somebody alive began to bring a checkpoint: it may be theirs."""
         begun = [since for lease in self._watch.living().values() for since in lease.claims.values()]
-        for digest in blobs:
+        for digest in digests:
             with contextlib.suppress(OSError):
-                if not begun or self._store.layout.blob(digest).stat().st_ctime_ns < min(begun):
+                if not begun or name(digest).stat().st_ctime_ns < min(begun):
                     yield digest
 
     @property
@@ -210,12 +213,12 @@ class Removal:
         return aside.judge(self._store, [*self._bytes, *self._refs], self._watch.needs, claimed=(), due=due)
 
 
-def remove_view(store: Store, manifest: Digest, alive: Mapping[str, Lease]) -> bool:
+def remove_view(store: Store, manifest: Digest) -> bool:
     """Remove our view of a manifest unless somebody is inside; return whether it is gone."""
     with door(store.layout.view(manifest)) as found:
         if found is None:
             return True
-        if not found.close(lambda id: id in alive):
+        if not found.close(lambda id: is_alive(store.layout.lease(id), disk.clock(store.home))):
             return False
         found.empty(store.layout.old_view(manifest))
     return True

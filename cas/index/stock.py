@@ -89,6 +89,7 @@ class Stock:
     leftovers: tuple[Leftover, ...] = ()
     unknown: tuple[str, ...] = ()  # checkpoints with no origin, of which nobody can tell what they need
     needed: frozenset[Digest] = frozenset()  # by views in use whose checkpoint is no more
+    orphans: Mapping[Digest, int] = field(default_factory=dict)  # manifests that no ref names, and since when
     bringing_since: int | None = None  # when the first of those who bring a checkpoint now began
     alive: tuple[str, ...] = ()  # who uses the store now
 
@@ -113,6 +114,7 @@ def take_stock(store: Store, is_only_copy: Callable[[str], bool] = lambda uuid: 
         views=dict(_views(store, viewed.keys())),
         leftovers=tuple(_leftovers(store, needs, now)),
         unknown=needs.unknown,
+        orphans=dict(_orphans(store, needs)),
         needed=frozenset(d for manifest in viewed.keys() - named for d in watch.tree(manifest) or ()),
         bringing_since=min(begun, default=None),
         alive=tuple(sorted(users.values())),
@@ -141,7 +143,7 @@ def _checkpoints(
             registries=tuple(registries[uuid]),
             manifests=frozenset(digests_of),
             blobs=frozenset(digest for manifest in digests_of for digest in watch.tree(manifest) or ()),
-            last_used=now if users else used.get(uuid) or max(store.refs.added(uuid), default=0),
+            last_used=now if users else used[uuid] if uuid in used else max(store.refs.added(uuid), default=0),
             only_copy=is_only_copy(uuid),
             pinned=uuid in pinned,
             users=users,
@@ -156,6 +158,13 @@ def _blobs(store: Store) -> Iterator[tuple[Digest, StoredBlob]]:
                     stat = entry.stat(follow_symlinks=False)
                     blob = StoredBlob(stat.st_size, stat.st_ctime_ns, stat.st_nlink, stat.st_ino)
                     yield Digest(folder.name + entry.name), blob
+
+
+def _orphans(store: Store, needs: Needs) -> Iterator[tuple[Digest, int]]:
+    for manifest in store.refs.manifests():
+        if manifest not in needs.manifests:
+            with contextlib.suppress(FileNotFoundError):
+                yield manifest, store.layout.manifest(manifest).stat().st_ctime_ns
 
 
 def _views(store: Store, in_use: Collection[Digest]) -> Iterator[tuple[Digest, StoredView]]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Self
 
 from cas.config import Link
-from cas.errors import CasError, ForeignContentError
+from cas.errors import CasError, CheckpointNotFoundError, ForeignContentError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
@@ -93,10 +93,19 @@ class Materializer:
     def add(self, entry: FileEntry) -> None:
         """Take one file whose blob is in the store. Where the target exists, it is only compared now.
 
+        A blob that another process removed in between is left to `finish`: until the checkpoint has its ref, nothing
+        protects what was here before.
+
         Raises:
             ForeignContentError: the target holds something else under its name.
-            CheckpointNotFoundError: there is no such blob.
         """
+        try:
+            self._add(entry)
+        except CheckpointNotFoundError:
+            with self._lock:
+                self._added.pop(entry.path, None)
+
+    def _add(self, entry: FileEntry) -> None:
         with _explained(self._target):
             if self._exists:
                 state = self._compare(entry)
@@ -121,6 +130,7 @@ class Materializer:
             extra: `metadata.json`, written if the manifest has none and the user has none there.
 
         Raises:
+            CheckpointNotFoundError: a blob is not in the store.
             ForeignContentError: the target holds something else under a name of the checkpoint's; it is untouched.
             UnsafeNameError: the target's disk cannot tell two of the names apart.
         """
@@ -129,12 +139,12 @@ class Materializer:
         with _explained(self._target):
             for entry in manifest.files:
                 if entry.path not in self._added or self._added[entry.path][0].digest != entry.digest:
-                    self.add(entry)
+                    self._add(entry)
             if not self._exists and not self._appear(manifest, extra):
                 # Somebody else made the target in between: look at what they put there.
                 self._exists, self._record = True, TargetRecord.read(self._store, self._target)
                 for entry in manifest.files:
-                    self.add(entry)
+                    self._add(entry)
             if self._exists:
                 self._fill(manifest, extra)
             self._write_record(manifest)

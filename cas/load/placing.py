@@ -84,14 +84,26 @@ class Placer:
         self.report = LinkReport()
 
     def place(self, entry: FileEntry, path: Path) -> None:
-        """Make one file, which must not exist."""
+        """Make one file, which must not exist.
+
+        Raises:
+            CheckpointNotFoundError: its blob is not here, or went away in between; no file was made.
+        """
         assert entry.digest is not None  # entries are added when their blob is in the store
         blob = blob_of(self._store, entry.digest, entry.path)
         disk.make_folder(path.parent)
+        try:
+            self._place(entry, entry.digest, blob, path)
+        except FileNotFoundError as error:
+            if blob.exists():
+                raise
+            raise CheckpointNotFoundError(f"{entry.path}: its blob was removed by another process") from error
+
+    def _place(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> None:
         if self._link is Link.SYMLINK and not entry.executable:
             disk.symlink(os.fspath(blob), path)
             self._count(symlinked=1)
-        elif self._link is Link.HARDLINK and not entry.executable and self._hardlink(blob, path, entry.digest):
+        elif self._link is Link.HARDLINK and not entry.executable and self._hardlink(blob, path, digest):
             self._count(hardlinked=1)
         elif self._link is not Link.COPY and self._reflink(blob, path, entry):
             self._count(reflinked=1)
