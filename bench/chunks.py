@@ -72,6 +72,7 @@ def index(folder: Path) -> None:
     store.chunks.index.chunks(wanted[:1])
     made = time.perf_counter() - started
     seconds = _median(lambda: store.chunks.index.chunks(wanted))
+    assert store.chunks.index.path is not None
     size = store.chunks.index.path.stat().st_size
     print(f"\nAn index of {CHUNKS} chunks of {LISTS} blobs: made in {made:.1f} s, {size / CHUNKS:.1f} bytes per chunk;")
     print(f"median of looking {LOOKUPS} digests up, half of them known: {seconds:.2f} s")

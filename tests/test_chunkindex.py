@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 from container_files import noise, torch_file, zip_file
@@ -63,8 +64,7 @@ def test_lists_that_come_and_go_are_followed(store):
 def test_folders_that_did_not_change_are_not_read_again(store, monkeypatch):
     list_of(store, "a")
     for folder in (store.home / "chunks").iterdir():
-        if folder.is_dir():
-            os.utime(folder, ns=(10**18, 10**18))
+        os.utime(folder, ns=(10**18, 10**18))
     assert holders(store, "a")
     read = []
     monkeypatch.setattr(ChunkIndex, "_read_folder", lambda *args: read.append(args))
@@ -130,8 +130,12 @@ def test_an_index_whose_rows_are_mostly_of_lists_that_are_gone_is_made_again(sto
 
 
 def test_a_folder_that_cannot_be_written_gives_no_hints(store, tmp_path):
-    assert ChunkIndex(tmp_path / "nowhere").chunks([key("a")]) == {}
-    assert not ChunkIndex(tmp_path / "nowhere").has_parts()
+    list_of(store, "a")
+    for folder in (None, Path("/dev/null/folder")):
+        index = ChunkIndex(store.home / "chunks", folder)
+        assert index.chunks([key("a")]) == {}
+        assert not index.has_parts()
+    assert ChunkIndex(tmp_path / "nowhere", tmp_path).chunks([key("a")]) == {}
 
 
 @pytest.mark.slow

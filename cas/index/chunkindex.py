@@ -60,13 +60,14 @@ class Holder(NamedTuple):
 class ChunkIndex:
     """The pieces of all lists in one home's `chunks/`; each question opens the file and closes it again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, lists: Path, folder: Path | None) -> None:
+        self._lists = lists
         self._folder = folder
 
     @property
-    def path(self) -> Path:
-        """The file; each user of each host has one."""
-        return self._folder / f"index-{VERSION}.{disk.writer_name()}.sqlite3"
+    def path(self) -> Path | None:
+        """The file; each user of each host has one. None if there is no place for it: then there are no hints."""
+        return None if self._folder is None else self._folder / f"chunks-{VERSION}.{disk.writer_name()}.sqlite3"
 
     def chunks(self, digests: Iterable[bytes]) -> dict[bytes, list[Holder]]:
         """Return the blobs that may have chunks of these digests; only what has any is named."""
@@ -101,7 +102,7 @@ class ChunkIndex:
 
     def _ask(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
         """Ask what is up to date; a file that cannot be used is made again, and else there are no hints."""
-        if not self._folder.is_dir():
+        if self._folder is None or not self._lists.is_dir():
             return nothing
         with _turn:
             for attempt in range(2):
@@ -118,10 +119,13 @@ class ChunkIndex:
     def _remove(self) -> None:
         for suffix in ("", "-journal"):
             with contextlib.suppress(OSError):
-                disk.unlink(self.path.with_name(self.path.name + suffix))
+                if self.path is not None:
+                    disk.unlink(self.path.with_name(self.path.name + suffix))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
+        assert self.path is not None, "only who has a place for it asks"
+        disk.make_folder(self.path.parent)
         database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             # Not synced: what a power cut leaves is discarded when it makes no sense, and else it is only hints.
@@ -158,7 +162,7 @@ class ChunkIndex:
     def _folders(self) -> Mapping[str, int]:
         """Return the folders of lists, and their times."""
         found = {}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._lists) as entries:
             for entry in entries:
                 if len(entry.name) == 2 and entry.is_dir():
                     found[entry.name] = entry.stat().st_mtime_ns
@@ -166,7 +170,7 @@ class ChunkIndex:
 
     def _read_folder(self, database: sqlite3.Connection, name: str, mtime: int | None) -> None:
         here = set()
-        for file in disk.names(self._folder / name):
+        for file in disk.names(self._lists / name):
             hex, dot, kind = file.partition(".")
             with contextlib.suppress(ContentError):
                 here.add((bytes.fromhex(Digest(name + hex).hex), dot + kind))
@@ -186,7 +190,7 @@ class ChunkIndex:
         database.execute("INSERT OR REPLACE INTO folder VALUES (?, ?)", (name, settled))
 
     def _add(self, database: sqlite3.Connection, digest: bytes, kind: str) -> None:
-        path = self._folder / digest.hex()[:2] / f"{digest.hex()[2:]}{kind}"
+        path = self._lists / digest.hex()[:2] / f"{digest.hex()[2:]}{kind}"
         rows: list[tuple[int, int]] = []
         try:
             data = path.read_bytes()

@@ -22,9 +22,9 @@ LEAST_ZIP = 1 << 20  # bytes; the parts of smaller archives are not worth a requ
 class Chunks:
     """What is known of how this home's blobs fall into pieces."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, index_folder: Path | None) -> None:
         self._layout = layout
-        self.index = ChunkIndex(layout.root / "chunks")
+        self.index = ChunkIndex(layout.root / "chunks", index_folder)
 
     def get(self, digest: Digest, size: int) -> ChunkList | None:
         """Return the chunk list of a blob; None if there is none that can be read."""
@@ -35,6 +35,10 @@ class Chunks:
         except (OSError, ContentError) as error:
             log.info("the chunk list of %s is not used: %s", digest, error)
             return None
+
+    def has(self, digest: Digest) -> bool:
+        """Whether there is a chunk list of a blob, usable or not."""
+        return self._layout.chunks(digest).exists()
 
     def put(self, digest: Digest, chunks: ChunkList, scratch: Path) -> None:
         """Keep the chunk list of a blob; `scratch` is a folder of ours in `ingest/`."""

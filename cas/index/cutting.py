@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256 << 10  # bytes of a tensor in one chunk: 98 % of BLAKE3's speed; 64 KiB has 95 % (bench/: chunks)
 SMALL_PART = 4096  # bytes; smaller parts are glue: an entry of 36 bytes for each would be a percent
-LEAST, AIM, MOST = 16 << 10, 64 << 10, 256 << 10  # bytes of a chunk that is cut by content
+LEAST, AIM, MOST = 8 << 10, 32 << 10, 128 << 10  # bytes of a chunk that is cut by content: some 39 KiB on average
 _WINDOW = 4 << 20  # bytes read at once
 
 

@@ -159,6 +159,17 @@ class Refs:
             for uuid in disk.names(folder / registry):
                 yield unquote_registry(registry), uuid, self._names(folder / registry / uuid)
 
+    def latest(self) -> Iterator[Digest]:
+        """Yield the manifests of all checkpoints, those that were tagged last first."""
+        found = []
+        for registry in disk.names(self._layout.root / "refs"):
+            with contextlib.suppress(OSError), os.scandir(self._layout.root / "refs" / registry) as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.path))
+        for _, path in sorted(found, reverse=True):
+            yield from reversed(self._names(Path(path)))
+
     def _names(self, folder: Path, *, ours: bool = False) -> list[Digest]:
         found = []
         try:

@@ -73,7 +73,7 @@ class Store:
         safety = {"network": self.on_network, "read_only": self.read_only}
         self.blobs = Blobs(self.layout, self.facts, self.owners, **safety)
         self.refs = Refs(self.layout, self.owners, read_only=self.read_only)
-        self.chunks = Chunks(self.layout)
+        self.chunks = Chunks(self.layout, self._index_folder())
         self.leases = Leases(self.layout)
         self.pins = Pins(self.layout)
         self.uses = Uses(self.layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -11,6 +12,7 @@ from cas.registry.reading import Reader, State, canonical_uuid, is_uuid
 from cas.registry.values import plain, without_credentials
 
 __all__ = [
+    "PULLED",
     "CheckpointRecord",
     "ExperimentRecord",
     "Registry",
@@ -19,7 +21,16 @@ __all__ = [
     "canonical_uuid",
     "searcher_metric",
     "smaller_is_better",
+    "uuid_of_url",
 ]
+
+PULLED = "pulled"  # the registry of what was fetched from a URL that nobody else knows
+
+
+def uuid_of_url(url: str) -> str:
+    """Return the UUID of the checkpoint at a URL: the last part of its path, if that is one, else made of the URL."""
+    last = url.rstrip("/").rpartition("/")[2]
+    return canonical_uuid(last) if is_uuid(last) else str(uuids.uuid5(uuids.NAMESPACE_URL, url))
 
 
 def searcher_metric(config: Mapping[str, Any]) -> str | None:

@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import blake3
 
 from cas.index import disk
 from cas.index.ingest import Ingest
-from cas.transfer.checksums import start
+from cas.transfer import checksums
 from cas.transfer.donations import Copy, Donation
 from cas.transfer.session import Session
 from cas.transfer.workers import StoppedError
@@ -22,6 +23,15 @@ log = logging.getLogger("cas.transfer")
 _WINDOW = 1 << 20  # bytes per read
 
 
+class _Run(NamedTuple):
+    """A range of the file that lies `away` bytes further on in a donor."""
+
+    start: int
+    end: int
+    fd: int
+    away: int
+
+
 class Copier:
     """Copies donations into one ingest, from one thread."""
 
@@ -29,6 +39,7 @@ class Copier:
         self._session = session
         self._ingest = ingest
         self._halt = halt
+        self._held: _Run | None = None
         self._buffer = memoryview(bytearray(_WINDOW))
 
     def copy(self, copies: Iterable[Copy]) -> None:
@@ -44,29 +55,43 @@ class Copier:
                     if id(donation) not in right:
                         right[id(donation)] = self._holds(fd, donation)
                     if right[id(donation)]:
-                        self._copy(copy, fd)
+                        self._copy(_Run(copy.start, copy.end, fd, donation.offset - donation.start))
+            self._flush()
 
     def _put(self, copy: Copy) -> None:
         first = copy.donation.start
         self._ingest.put_in(copy.start, copy.donation.data[copy.start - first : copy.end - first])
         self._session.reused(copy.end - copy.start)
 
-    def _copy(self, copy: Copy, fd: int) -> None:
-        away = copy.donation.offset - copy.donation.start
-        for at in range(copy.start, copy.end, disk.COPY_WINDOW):
+    def _copy(self, run: _Run) -> None:
+        """Copy what was looked at, together with what lies beside it in both files: long runs share more blocks."""
+        held = self._held
+        if held is not None and (held.fd, held.away, held.end) == (run.fd, run.away, run.start):
+            run = _Run(held.start, run.end, run.fd, run.away)
+        else:
+            self._flush()
+        self._held = run
+        if run.end - run.start >= disk.COPY_WINDOW:
+            self._flush()
+
+    def _flush(self) -> None:
+        run, self._held = self._held, None
+        if run is None:
+            return
+        for start in range(run.start, run.end, disk.COPY_WINDOW):
             self._proceed()
-            end = min(at + disk.COPY_WINDOW, copy.end)
+            end = min(start + disk.COPY_WINDOW, run.end)
             try:
-                self._ingest.copy_in(at, end, fd, at + away)
+                self._ingest.copy_in(start, end, run.fd, start + run.away)
             except EOFError:
                 return
-            self._session.reused(end - at)
+            self._session.reused(end - start)
 
     def _holds(self, fd: int, donation: Donation) -> bool:
         """Whether a donor has what is said of it."""
         if donation.crc is None and not donation.digest:
             return False
-        crc, hasher = start("crc32"), blake3.blake3()
+        crc, hasher = checksums.start("crc32"), blake3.blake3()
         assert crc is not None, "zlib has it"
         length = 0
         for piece in self._pieces(fd, donation):

@@ -23,6 +23,7 @@ from cas.transfer.plan import PullPlan, Unit, plan_pull, unit_of
 from cas.transfer.progress import Drawer, drawer
 from cas.transfer.remote import Listing, Remote, RemoteFile
 from cas.transfer.session import OnFile, Session
+from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SMALL_AT_ONCE, SmallFiles
 from cas.transfer.workers import Workers, wait_all
 
@@ -153,6 +154,7 @@ class _Pull:
         """Pull."""
         began, session = time.monotonic(), self._session
         self._hints = Hints(session, domain_of(registry, uuid, session.remote))
+        self._hints.begin()
         listing = self._list()
         first = plan = self._plan(listing)
         if session.settings.check_space:
@@ -182,7 +184,7 @@ class _Pull:
 
     def _list(self) -> Listing:
         remote = self._session.remote
-        listing = remote.list()
+        listing = without_sidecars(remote.list())
         if not listing.files and not listing.directories:
             raise CheckpointNotFoundError(f"there are no files at {remote.url}")
         check_sizes(listing, self._expected.sizes, url=remote.url, partial=self._expected.partial)
@@ -215,7 +217,7 @@ class _Pull:
         units = Workers(UNITS_AT_ONCE, stop, "cas-unit")
         ranges = Workers(count, stop, "cas-fetch")
         wholes = Workers(count * SMALL_AT_ONCE, stop, "cas-small")
-        large, small = LargeFiles(session, ranges, self._hints), SmallFiles(session, wholes)
+        large, small = LargeFiles(session, ranges, self._hints), SmallFiles(session, wholes, self._hints)
         with self._draw(plan.bytes_to_fetch, plan.bytes_here) as advance, session.store.facts.grouped():
             session.advance = advance
             try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ from cas.errors import (
     TransientRemoteError,
     UnsafeNameError,
 )
+from cas.index import disk
 from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath, check_tree
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
 from cas.transfer.scan import LAST, Found, in_order, path_of
+from cas.transfer.sidecars import sidecar_key
 
 _PIECE = 1 << 20  # bytes per read: stays in the processor's cache until it is hashed
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}  # as network file systems have them
@@ -117,6 +121,48 @@ class FolderRemote:
     def local_path(self, file: RemoteFile) -> str:
         """The file's path on this host."""
         return f"{self.path}/{file.path}"
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of the folder; see `KeepsSidecars`."""
+        path = sidecar_key(os.fspath(self.path))
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _explain(error) from error
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+                raise RemoteError(f"{path} is no sidecar: it is no file, or has more than {limit} bytes")
+            data = os.pread(fd, found.st_size, 0)
+        except OSError as error:
+            raise _explain(error) from error
+        finally:
+            os.close(fd)
+        return data
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish the folder's sidecar; see `KeepsSidecars`."""
+        path = Path(sidecar_key(os.fspath(self.path)))
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            disk.make_folder(path.parent)
+            try:
+                fd = disk.create(new, 0o644)
+                try:
+                    disk.write(fd, data)
+                    disk.sync(fd)
+                finally:
+                    os.close(fd)
+                disk.rename(new, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    disk.unlink(new)
+                raise
+        except OSError as error:
+            raise disk.translate(error, f"cannot publish {path}") or _explain(error) from error
+        return "file://" + quote(os.fsencode(path))
 
     def recipe(self) -> None:
         """None: a folder is read after a fork as before it."""

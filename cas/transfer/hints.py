@@ -9,21 +9,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from pathlib import Path
 
-from cas.errors import ContentError, RemoteError
+from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
 from cas.index import containers
 from cas.index.containers import Record
 from cas.index.digest import Digest
+from cas.index.sidecar import Described, Sidecar
 from cas.transfer import checksums
+from cas.transfer.chunkhints import chunk_donations
 from cas.transfer.donations import Donation
+from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.session import Session
+from cas.transfer.sidecars import KeepsSidecars, read_sidecar
 from cas.transfer.workers import Workers
 from cas.transfer.ziphints import DonorFiles, zip_donations
 
 log = logging.getLogger("cas.transfer")
+
+SIDECAR_WAIT = 5.0  # seconds after the listing, at most: what a sidecar says is worth no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,56 @@ class Hints:
         self._lock = threading.Lock()
         self._are_any: bool | None = None
         self._failed = False
+        self._reading: Future[Sidecar | None] | None = None
+        self._described: dict[str, Described] = {}
+
+    # --- sidecars --------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin to read the sidecar, while the remote is listed. Of a folder none is read: it declares no checksums."""
+        origin = self._session.origin
+        if isinstance(origin, KeepsSidecars) and not isinstance(origin, FolderRemote):
+            with Workers(1, self._session.stop, "cas-sidecar") as worker:
+                self._reading = worker.submit(read_sidecar, origin)
+
+    def described(self, file: RemoteFile) -> Described | None:
+        """Return what the sidecar says of this very version of a file."""
+        with self._lock:
+            if self._reading is not None:
+                reading, self._reading = self._reading, None
+                try:
+                    sidecar = reading.result(SIDECAR_WAIT)
+                except (TimeoutError, CancelledError):
+                    log.info("%s: the sidecar takes too long; going on without", self._remote.url)
+                    sidecar = None
+                self._described = {one.path: one for one in sidecar.files} if sidecar is not None else {}
+            if self._failed:
+                return None
+            found = self._described.get(file.path)
+        return found if found is not None and found.is_of(file.identity) else None
+
+    def whole(self, file: RemoteFile) -> bytes | None:
+        """Return the bytes that a small file should have: carried in the sidecar, or those of a blob that is here."""
+        found = self.described(file)
+        if found is None:
+            return None
+        if found.whole is not None:
+            return found.whole
+        try:
+            return self._store.blobs.read(found.digest) if self._store.has(found.digest, found.size) else None
+        except (ContentError, OSError):  # removed in between
+            return None
+
+    def keep(self, file: RemoteFile, digest: Digest, scratch: Path) -> None:
+        """Keep the chunk list that the sidecar has of a file that turned out to be the one it describes."""
+        found = self.described(file)
+        if found is not None and found.digest == digest and self._store.chunks.get(digest, file.size) is None:
+            try:
+                self._store.chunks.put(digest, found.chunks, scratch)
+            except OSError as error:
+                log.info("the chunk list of %s is not kept: %s", file.path, error)
+
+    # --- the end of a zip archive ------------------------------------------------------------------------------
 
     @property
     def are_worth_looking(self) -> bool:
@@ -78,44 +135,51 @@ class Hints:
         self._session.looked(len(data))
         return Known(start, data)
 
-    def offer(self, file: RemoteFile, declared: Iterable[Checksum], known: Known) -> tuple[Offer | None, Known]:
+    def offer(
+        self, file: RemoteFile, declared: Iterable[Checksum], known: Known | None
+    ) -> tuple[Offer | None, Known | None]:
         """Return what donors may give, and all that is known of the file's end by then.
 
         Args:
             file: what is wanted.
             declared: the checksums that its origin declares.
-            known: its end.
+            known: its end, if it was read.
         """
         strong, weak = checksums.of_whole(declared)
         domain = self.domain
-        if strong is None and (weak is None or domain is None):
-            return None, known
-        try:
-            records, known = self._records(file, known)
-        except ContentError as error:
-            log.debug("%s gives no hints: %s", file.identity.url, error)
-            return None, known
-        except RemoteError as error:
-            log.info("%s: no hints: %s", file.identity.url, error)
+        checksum = strong or (weak if domain is not None else None)
+        if checksum is None:
             return None, known
 
         def may_give(blob: Digest) -> bool:
             return strong is not None or (domain is not None and self._store.facts.came_from(blob, domain))
 
-        with DonorFiles(self._store) as files:
-            found = tuple(zip_donations(self._store, files, records, may_give))
-        checksum = strong or weak
-        return (Offer(checksum, found) if found and checksum is not None else None), known
+        found: list[Donation] = []
+        if known is not None:
+            records, known = self._records(file, known)
+            with DonorFiles(self._store) as files:
+                found += zip_donations(self._store, files, records, may_give)
+        if (described := self.described(file)) is not None:
+            found += chunk_donations(self._store, described, may_give, found)
+        return (Offer(checksum, tuple(found)) if found else None), known
 
     def _records(self, file: RemoteFile, known: Known) -> tuple[list[Record], Known]:
-        place = containers.find_directory(known.data, file.size)
-        if place.start < known.start:
-            start = place.start // 4096 * 4096  # so that what follows can still be cut at blocks
-            before = b"".join(map(bytes, self._remote.read(file, start, known.start)))
-            self._session.looked(len(before))
-            known = Known(start, before + known.data)
-        inside = known.data[place.start - known.start : place.end - known.start]
-        return containers.parse_directory(inside, place), known
+        """Return the records of a zip archive, none of anything else."""
+        try:
+            place = containers.find_directory(known.data, file.size)
+            if place.start < known.start:
+                before = b"".join(map(bytes, self._remote.read(file, place.start, known.start)))
+                self._session.looked(len(before))
+                known = Known(place.start, before + known.data)
+            inside = known.data[place.start - known.start : place.end - known.start]
+            return containers.parse_directory(inside, place), known
+        except ContentError as error:
+            log.debug("%s gives no hints: %s", file.identity.url, error)
+        except (ChangedError, TransientRemoteError):
+            raise
+        except RemoteError as error:
+            log.info("%s gives no hints: %s", file.identity.url, error)
+        return [], known
 
 
 def domain_of(registry: str, uuid: str, remote: Remote) -> str:

@@ -79,13 +79,12 @@ class LargeFiles:
         if checksum is None and self._session.strict:
             raise unvouched(file)
         wanted = () if checksum is None else (checksum,)
-        if looking is None:
-            return Attempt(wanted)
         try:
-            known = self._session.wait(looking)
+            known = None if looking is None else self._session.wait(looking)
+            may = self._ranged and file.identity.has_validator
+            offer, known = self._hints.offer(file, declared, known) if may else (None, known)
         except RangesIgnoredError:
             return Attempt(wanted)
-        offer, known = self._hints.offer(file, declared, known)
         if offer is None:
             return Attempt(wanted, known=known)
         both = wanted if offer.checksum in wanted else (offer.checksum, *wanted)
@@ -111,6 +110,7 @@ class LargeFiles:
             if wrong and not attempt.shows_that_no_md5_is(wrong, digest, strict=self._session.strict):
                 return self._again(file, ingest, attempt, wrong[0], digest)
             ingest.commit()
+        self._hints.keep(file, digest, staging.folder)
         proof = next((one.proof for one in verifiers if one not in wrong), LENGTH_ONLY)
         self._session.committed(file, digest, proof, domain=self._hints.domain)
         return None

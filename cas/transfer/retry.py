@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from cas.errors import OfflineError, TransientRemoteError
+from cas.errors import OfflineError, TransientRemoteError, UsageError
 from cas.transfer.remote import Checksum, Listing, Piece, Remote, RemoteFile
 from cas.transfer.scan import LAST, Found, scan
+from cas.transfer.sidecars import KeepsSidecars
 
 log = logging.getLogger("cas.transfer")
 
@@ -91,6 +92,19 @@ class RetryingRemote:
     def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
         """Return declared checksums; see `Remote`."""
         return self._try(lambda: self._inner.checksums(file, thorough=thorough))
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish beside it.
+
+        Raises:
+            UsageError: nothing can be published there.
+        """
+        inner = self._inner
+        if not isinstance(inner, KeepsSidecars):
+            raise UsageError(
+                f"nothing can be published beside {self.url}: only buckets of S3 and folders keep sidecars"
+            )
+        return self._try(lambda: inner.write_sidecar(data))
 
     def local_path(self, file: RemoteFile) -> str | None:
         """The inner remote's."""

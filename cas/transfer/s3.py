@@ -31,6 +31,7 @@ from cas.transfer.s3http import (
     quoted,
 )
 from cas.transfer.scan import LAST, Found, in_order, path_of
+from cas.transfer.sidecars import sidecar_key
 from cas.transfer.sigv4 import Credentials
 
 PIECE = 256 << 10  # bytes: 64 KiB to 1 MiB are equally fast, and 4 MiB is slower: it leaves the processor's cache
@@ -366,6 +367,36 @@ class S3Remote:
         else:
             sizes = (first.size,) * (count - 1) + (file.size - first.size * (count - 1),)
         return sizes if sum(sizes) == file.size and min(sizes) > 0 else ()
+
+    # --- what is published beside it -----------------------------------------------------------------------------
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of the place; see `KeepsSidecars`."""
+        key = sidecar_key(self.place.prefix)
+        store = self._opened()
+        from obstore.exceptions import BaseError
+
+        try:
+            result = store.get(key)
+            if result.meta["size"] > limit:
+                raise RemoteError(f"{self._url(key)} has more than {limit} bytes")
+            return bytes(result.bytes())
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            raise _translate(error, self._url(key), ranged=False) from error
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish the place's sidecar; see `KeepsSidecars`."""
+        key = sidecar_key(self.place.prefix)
+        store = self._opened()
+        from obstore.exceptions import BaseError
+
+        try:
+            store.put(key, data)
+        except (BaseError, OSError) as error:
+            raise _translate(error, self._url(key), ranged=False) from error
+        return self._url(key)
 
     # --- the rest ----------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Session:
     def __init__(self, store: Store, remote: Remote, settings: Settings, on_file: OnFile | None) -> None:
         self.store = store
         self.stop = threading.Event()
+        self.origin = remote
         self.remote = RetryingRemote(remote, stop=self.stop)
         self.settings = settings
         self.strict = settings.verify is Verify.STRICT
