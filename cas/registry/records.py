@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-from cas.index.refs import PULLED as PULLED
+from cas.index.refs import PULLED
 from cas.registry.reading import Reader, State, canonical_uuid, is_uuid
 from cas.registry.values import plain, without_credentials
 
@@ -23,8 +23,6 @@ __all__ = [
     "smaller_is_better",
     "uuid_of_url",
 ]
-
-PULLED = "pulled"  # the registry of what was fetched from a URL that nobody else knows
 
 
 def uuid_of_url(url: str) -> str:
