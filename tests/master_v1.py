@@ -135,6 +135,14 @@ class Master:
             "progress": 1,
             "username": "determined",
             "userId": 2,
+            "projectId": 1,
+            "projectName": "Uncategorized",
+            "projectOwnerId": 1,
+            "workspaceId": 1,
+            "workspaceName": "Uncategorized",
+            "jobId": f"job-{id}",
+            "resourcePool": "default",
+            "parentArchived": False,
             "searcherType": "grid",
             "searcherMetric": "",
             "forkedFrom": None,
@@ -345,7 +353,10 @@ class _Query:
 
 
 def _searcher_value(one: dict[str, Any], config: dict[str, Any]) -> Any:
-    return (one["metrics"] or {}).get(config.get("searcher", {}).get("metric"))
+    """The searcher metric, if it is a number, or one of the texts that stand for one."""
+    value = (one["metrics"] or {}).get(config.get("searcher", {}).get("metric"))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number or value in ("NaN", "Infinity", "-Infinity") else None
 
 
 def _sorted(rows: list[dict[str, Any]], ask: _Query, config: dict[str, Any], *, of_trial: bool) -> list[dict[str, Any]]:
@@ -395,7 +406,8 @@ def _metric(one: dict[str, Any], *, metric: str, strict: bool) -> float | None:
     if strict:
         kind = {str: "string", bool: "bool"}.get(type(value), "map[string]interface {}")
         raise Refusal(500, f"interface conversion: interface {{}} is {kind}, not float64")
-    return float(value.replace("Infinity", "inf")) if isinstance(value, str) else None
+    known = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+    return known.get(value) if isinstance(value, str) else None
 
 
 def _path_id(text: str) -> int:
