@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cas.registry")
 
 RETRIES = 5  # as the other client: connection errors, and 502, 503, 504 of what may be repeated
+CONNECT_RETRIES = 3  # where nobody listens: three seconds are enough for a master that starts again
 BACKOFF = 0.5  # seconds, doubled each time
 GATEWAY_ERRORS = (502, 503, 504)  # a proxy's: the master itself did not answer
 MAX_BODY = 256 << 20  # bytes of one answer, unpacked; a page of 1,000 checkpoints has a few MB
@@ -382,6 +383,7 @@ def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Sessi
 
     patience = Patience(
         total=retries,
+        connect=min(retries, CONNECT_RETRIES),
         backoff_factor=backoff,
         status_forcelist=GATEWAY_ERRORS if retries else (),
         raise_on_status=False,
