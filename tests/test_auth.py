@@ -461,3 +461,74 @@ def test_the_environment_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.delenv("DET_USER_TOKEN", raising=False)
     found = DeterminedEnvironment.load()
     assert (found.user, found.password, found.user_token, found.config_folder) == ("alice", "", None, tmp_path)
+
+
+NOTEBOOK = """
+import getpass, sys, types
+from pathlib import Path
+from cas.config import DeterminedEnvironment
+from cas.errors import AuthenticationError
+from cas.registry.auth import Login
+from cas.registry.http import Http
+from cas.registry.v1 import V1Entrance
+
+folder, url, attended = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "attended"
+sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+
+
+class StdinNotImplementedError(NotImplementedError):
+    pass
+
+
+def ask(prompt):  # what ipykernel puts in the place of getpass.getpass
+    if not attended:
+        raise StdinNotImplementedError("raw_input was called, but this frontend does not support input requests")
+    print("asked:", prompt)
+    return "wonder"
+
+
+getpass.getpass = ask
+environment = DeterminedEnvironment(None, None, None, None, None, folder)
+try:
+    print(Login(Http(url), V1Entrance, user="alice", password=None, environment=environment).token()[:3])
+except AuthenticationError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("attended", "expected"),
+    [("attended", "asked: Password for user 'alice': \nv2.\n"), ("unattended", "no password was given")],
+)
+def test_in_a_notebook_the_password_is_asked_in_the_notebook(
+    server: Simulator, folder: Path, attended: str, expected: str
+) -> None:
+    command = [sys.executable, "-c", NOTEBOOK, str(folder), server.url, attended]
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert expected in found.stdout
+
+
+def test_a_users_token_of_the_environment_counts_before_the_tasks(server: Simulator, folder: Path) -> None:
+    http = Http(server.url)
+    around = {"user": "alice", "user_token": "v2.user", "session_token": "v2.task"}
+    environment = replace(NOBODY, config_folder=folder, **around)
+    assert Login(http, V1Entrance, user=None, password=None, environment=environment).token() == "v2.user"
+    environment = replace(environment, user_token=None)
+    assert Login(http, V1Entrance, user=None, password=None, environment=environment).token() == "v2.task"
+    explicit = Login(http, V1Entrance, user="alice", password="wonder", environment=environment)
+    assert explicit.token() not in ("v2.user", "v2.task")
+    assert "v2.task" not in repr(environment)
+    http.close()
+
+
+def test_a_session_ends_here_even_where_the_master_does_not_end_it(
+    server: Simulator, folder: Path, login: Logs, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert login("alice", "wonder").start_session() == "alice"
+    assert written(folder)["masters"][server.url]["active_user"] == "alice"
+    server.faults("500")
+    assert login().end_session() == ("alice",)
+    assert written(folder)["masters"][server.url] == {"tokens": {}}
+    assert "its session goes on" in caplog.text
+    assert login().end_session() == ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,8 @@ def ask(environment: DeterminedEnvironment, tmp_path: Path) -> Iterator[Callable
 
     def make(url: str, *arguments: str, timeout: float = 10.0, **more: Any) -> Master:
         settings = Settings(home=tmp_path / "home", timeout=timeout)
-        made.append(Master(url, *arguments, settings=settings, environment=environment, backoff=0.01, **more))
+        around = {"environment": environment, "backoff": 0.01} | more
+        made.append(Master(url, *arguments, settings=settings, **around))
         return made[-1]
 
     yield make
@@ -280,6 +283,30 @@ def test_a_silent_master_is_offline_after_the_timeout(quiet: Simulator, ask: Ask
         registry.experiment(2)
 
 
+@pytest.mark.parametrize("fault", ["drip:0.05", "drip-head:0.05"])
+def test_an_answer_that_comes_drop_by_drop_has_an_end(quiet: Simulator, ask: Ask, fault: str) -> None:
+    registry = ask(quiet.url, timeout=2.0, patience=1.0)
+    registry.experiment(2)
+    quiet.faults(f"{fault} " * 9)
+    start = time.monotonic()
+    with pytest.raises(OfflineError, match="no whole answer in 1 seconds"):
+        registry.experiment(2)
+    assert time.monotonic() - start < 30
+    quiet.faults("")
+
+
+def test_a_master_that_did_not_answer_just_now_is_asked_once_not_six_times(quiet: Simulator, ask: Ask) -> None:
+    registry = ask(quiet.url)
+    registry.experiment(2)
+    quiet.faults("503 " * 7)
+    quiet.requests()
+    for _ in range(2):
+        with pytest.raises(OfflineError):
+            registry.experiment(2)
+    assert len(quiet.requests()) == 7
+    assert registry.experiment(2).id == 2  # and when it is back, it is heard
+
+
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
@@ -457,6 +484,36 @@ def test_tokens_and_passwords_are_in_no_repr_error_or_log(
     for text in said:
         assert token not in text
         assert "wonder" not in text
+
+
+def test_a_login_is_not_sent_on_to_where_a_redirect_leads(quiet: Simulator, ask: Ask) -> None:
+    with Simulator(data()) as other:
+        quiet.faults(f"ok redirect:{other.url}/api/v1/auth/login")
+        with pytest.raises(MasterError, match=r"sends logins on to 'http://127.*give the master's own address"):
+            ask(quiet.url, "alice", "wonder").experiment(2)
+        assert other.requests() == []
+
+
+def test_inside_the_cluster_the_tasks_token_is_used_and_goes_to_no_other_host(
+    quiet: Simulator, ask: Ask, environment: DeterminedEnvironment
+) -> None:
+    token = str(ask(quiet.url, "alice", "wonder").login.token())
+    inside = replace(environment, session_token=token, config_folder=environment.config_folder / "none")
+    registry = ask(quiet.url, environment=inside)
+    quiet.requests()
+    assert registry.experiment(2).id == 2
+    asked = quiet.requests()
+    assert [one["path"] for one in asked] == ["/info", "/api/v1/experiments/2"]  # nobody logs in
+    assert asked[1]["headers"]["Grpc-Metadata-x-allocation-token"] == f"Bearer {token}"
+    assert "Authorization" not in asked[1]["headers"]
+    with Simulator(data()) as other:
+        quiet.faults(f"redirect:{other.url.replace('127.0.0.1', 'localhost')}/api/v1/experiments/2")
+        with pytest.raises(AuthenticationError):
+            registry.experiment(2)
+        assert all(token not in json.dumps(one) for one in other.requests())
+    quiet.expire_tokens()
+    with pytest.raises(AuthenticationError, match="the token has expired"):
+        registry.experiment(2)
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
