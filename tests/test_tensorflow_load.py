@@ -99,6 +99,31 @@ def test_a_graph_that_writes_files_while_it_is_loaded_is_refused_before_it_runs(
     assert (tmp_path / "written").exists()
 
 
+@pytest.mark.parametrize("way", ["print", "python", "data set"])
+def test_graph_that_writes_or_calls_python_when_it_is_run_is_refused(tmp_path: Path, way: str) -> None:
+    import tensorflow as tf
+
+    def run(x: object) -> object:
+        if way == "print":
+            tf.print(x, output_stream=f"file://{tmp_path / 'written'}")
+        elif way == "python":
+            return tf.py_function(lambda y: y, [x], tf.float32)
+        else:
+            dataset = tf.data.Dataset.from_tensors(x).cache(str(tmp_path / "written"))
+            return next(iter(dataset.take(1)))
+        return x
+
+    class Model(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32)])  # type: ignore[untyped-decorator]
+        def __call__(self, x: object) -> object:
+            return run(x)
+
+    tf.saved_model.save(Model(), str(tmp_path / "model"))
+    with pytest.raises(UnsafeContentError, match="its graph would call") as caught:
+        load_path(tmp_path / "model")
+    assert caught.value.exit_code == 9 and "\n" not in str(caught.value)
+
+
 def test_tags_choose_the_graph() -> None:
     assert close(serve(load_path(SAVED_MODEL, tags=["serve"])), OUTPUT)
     with pytest.raises(ContentError, match=r"\['train'\]") as caught:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UsageError
 from cas.load.keras_config import Judge, config_of_archive, configs_of_h5
+from cas.load.keras_old import in_todays_words, with_home
 from cas.load.layouts import Kind, Layout
 from cas.load.options import Options
 from cas.load.permit import Permit
@@ -70,12 +74,16 @@ def _custom(options: Options) -> Mapping[str, Any]:
 
 
 def _load_model(path: Path, configs: list[object], judge: Judge, options: Options) -> Any:
-    """Call Keras' own loader on a file whose description was judged."""
-    import keras
+    """Let Keras make the model of a file whose description was judged, and load its weights.
 
+    Raises:
+        UsageError: the arguments contradict the file or the trust policy.
+        ContentError: Keras cannot load it.
+    """
     if options.model is not None:
         raise UsageError(f"{path}: holds a whole model; model= is for weights without one")
-    for config in configs:
+    todays = [in_todays_words(config) for config in configs] if _is_keras_3() else configs
+    for config in todays:
         judge.check(config)
     said = {name: options.loader[name] for name in _LOADING if name in options.loader}
     said["custom_objects"] = {**judge.objects, **judge.custom}
@@ -83,21 +91,54 @@ def _load_model(path: Path, configs: list[object], judge: Judge, options: Option
     if not said["safe_mode"] and judge.permit.scans:
         raise UsageError("safe_mode=False lets a file run code: it needs trust='always'")
     try:
-        try:
-            return keras.models.load_model(str(path), **said)
-        except (ValueError, TypeError, AttributeError) as error:
-            if said.get("compile") is not None:
-                raise
-            # What it was trained with (a loss of the user's, an optimizer of Keras 2) matters only to train on.
-            model = keras.models.load_model(str(path), **said, compile=False)
-            log.warning("%s: loaded without what it was trained with (compile): %s", path.name, _line(error))
-            return model
+        if todays != configs:
+            return _build(path, todays[0], said)
+        return _load_as_it_is(path, said)
     except (ValueError, TypeError, OSError, KeyError, AttributeError, IndexError) as error:
         raise ContentError(f"{path}: Keras cannot load it: {_line(error)}") from error
 
 
+def _is_keras_3() -> bool:
+    import keras
+
+    return int(keras.__version__.partition(".")[0]) >= 3
+
+
+def _load_as_it_is(path: Path, said: dict[str, Any]) -> Any:
+    """Call Keras' own loader."""
+    import keras
+
+    try:
+        return keras.models.load_model(str(path), **said)
+    except (ValueError, TypeError, AttributeError) as error:
+        if said.get("compile") is not None:
+            raise
+        # What it was trained with (a loss of the user's, an optimizer of Keras 2) matters only to train on.
+        model = keras.models.load_model(str(path), **said, compile=False)
+        log.warning("%s: loaded without what it was trained with (compile): %s", path.name, _line(error))
+        return model
+
+
+def _build(path: Path, config: Any, said: Mapping[str, Any]) -> Any:
+    """Make the model of a description in today's words, and load the weights out of the file that Keras 2 wrote."""
+    import keras
+
+    if said.get("compile"):
+        raise ValueError("Keras 2 wrote it, and what it was trained with cannot be read: leave compile out")
+    with keras.saving.custom_object_scope(said["custom_objects"]):
+        if path.suffix != ".keras":
+            model = keras.models.model_from_json(json.dumps(with_home(config)))
+            model.load_weights(str(path))
+            return model
+        model = keras.saving.deserialize_keras_object(config, safe_mode=said["safe_mode"])
+        with tempfile.TemporaryDirectory(prefix="cas-keras-") as folder, zipfile.ZipFile(path) as archive:
+            model.load_weights(archive.extract("model.weights.h5", folder))
+        return model
+
+
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """Return what went wrong, out of what Keras says: of errors within errors, the innermost."""
+    return " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:300]
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

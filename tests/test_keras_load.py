@@ -1,0 +1,504 @@
+"""Keras: files that Keras 2 wrote (tests/data/keras2, by tf_keras 2.21) and files of today, and attacks in both.
+
+Run in a process of its own (`-m tensorflow`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cas
+from cas.config import Settings, Trust
+from cas.errors import ContentError, NotFoundError, UnsafeContentError, UsageError
+from cas.load.loading import load_folder, user_folder
+from cas.load.permit import Permit
+
+pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+DATA = Path(__file__).parent / "data"
+KERAS2 = DATA / "keras2"
+EXPECTED = json.loads((KERAS2 / "expected.json").read_text())
+H5_TRIAL = DATA / "checkpoints" / "k_legacy_keras_h5"
+H5_OUTPUT = [[0.594938, 0.971833]]
+
+FUNCTIONAL = """
+import tensorflow as tf
+from determined.keras import TFKerasTrial, TFKerasTrialContext
+
+L = tf.keras.layers
+
+
+def build(units):
+    inner = [L.Input((6,)), L.Dense(4, activation="relu"), L.BatchNormalization(), L.Dropout(0.5)]
+    start = L.Input((5,), dtype="int32")
+    x = L.Embedding(10, 3)(start)
+    x = L.Bidirectional(L.GRU(3, return_sequences=True))(x)
+    x = L.TimeDistributed(tf.keras.Sequential(inner, name="inner"))(x)
+    x = L.LSTM(units)(x)
+    return tf.keras.Model(start, L.Dense(2)(L.LayerNormalization()(x)))
+
+
+class T(TFKerasTrial):
+    def __init__(self, context: TFKerasTrialContext):
+        self.context = context
+
+    def build_model(self):
+        model = self.context.wrap_model(build(self.context.get_hparam("units")))
+        model.compile(optimizer=self.context.wrap_optimizer(tf.keras.optimizers.Adam()), loss="mse")
+        return model
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tf() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("tensorflow")
+
+
+def load_path(path: Path, trust: Trust = Trust.SCAN, **options: Any) -> Any:
+    with user_folder(path) as view:
+        return load_folder(view, permit=Permit(trust), **options)
+
+
+def functional_output(model: Any) -> Any:
+    import numpy
+
+    return model(numpy.arange(5).reshape(1, 5) % 10).numpy()
+
+
+def close(found: Any, expected: Any) -> bool:
+    import numpy
+
+    return bool(numpy.allclose(found, expected, atol=2e-6))
+
+
+def weights_trial(folder: Path) -> Path:
+    """A checkpoint of TFKerasTrial since 0.13.8: weights in TensorFlow's format, and the class of the model."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(FUNCTIONAL)
+    for path in (KERAS2 / "functional").iterdir():
+        shutil.copy(path, folder)
+    load_data = {"trial_type": "TFKerasTrial", "trial_cls_spec": "model_def:T", "hparams": {"units": 4}}
+    (folder / "load_data.json").write_text(json.dumps({**load_data, "experiment_config": {}}))
+    return folder
+
+
+# --- files that Keras 2 wrote ------------------------------------------------------------------------------------
+
+
+def test_weights_in_tensorflows_format_fill_the_model_of_the_trial(tmp_path: Path) -> None:
+    folder = weights_trial(tmp_path / "c")
+    assert close(functional_output(load_path(folder)), EXPECTED["functional"])
+    trial = load_path(folder, whole=True)
+    assert type(trial).__name__ == "T"
+    assert close(functional_output(trial.build_model()), EXPECTED["functional"])
+
+
+def test_weights_that_do_not_fit_the_trial_are_an_error(tmp_path: Path) -> None:
+    folder = weights_trial(tmp_path / "c")
+    load_data = folder / "load_data.json"
+    load_data.write_text(load_data.read_text().replace('"units": 4', '"units": 5'))
+    with pytest.raises(ContentError, match=r"does not fit the model of model_def:T: .*has the shape") as caught:
+        load_path(folder)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UnsafeContentError, match="never"):
+        load_path(folder, Trust.NEVER)
+
+
+def test_weights_of_a_subclassed_model_fill_it_by_its_attributes(tf: Any) -> None:
+    import numpy
+
+    layers = tf.keras.layers
+
+    class Block(layers.Layer):  # type: ignore[misc, name-defined]
+        def __init__(self, units: int) -> None:
+            super().__init__()
+            self.dense, self.norm = layers.Dense(units), layers.BatchNormalization()
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return tf.nn.relu(self.norm(self.dense(x), training=training))
+
+    class Net(tf.keras.Model):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = [Block(4), Block(3)]
+            self.heads = {"a": layers.Dense(2), "b": layers.Dense(1)}
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            for block in self.blocks:
+                x = block(x, training=training)
+            return tf.concat([self.heads["a"](x), self.heads["b"](x)], -1)
+
+    x = numpy.linspace(-1, 1, 12).reshape(3, 4).astype("float32")[:1]
+    model = Net()
+    with pytest.raises(ContentError, match="no weights yet; build it, or call it once"):
+        load_path(KERAS2 / "subclassed", model=model)
+    model(x)
+    assert load_path(KERAS2 / "subclassed", model=model) is model
+    assert close(model(x).numpy(), EXPECTED["subclassed"])
+    model = Net()
+    model(x)
+    load_path(KERAS2 / "subclassed" / "ckpt", model=model)  # as TensorFlow names it
+    assert close(model(x).numpy(), EXPECTED["subclassed"])
+
+
+def test_whole_model_that_keras_2_wrote_as_h5_loads() -> None:
+    assert close(functional_output(load_path(KERAS2 / "functional.h5")), EXPECTED["functional"])
+
+
+def test_whole_model_that_keras_2_wrote_as_keras_loads() -> None:
+    assert close(functional_output(load_path(KERAS2 / "functional.keras")), EXPECTED["functional"])
+
+
+def test_model_of_a_trial_without_its_code_is_made_from_its_description(tmp_path: Path) -> None:
+    shutil.copy(H5_TRIAL / "determined-keras-model.h5", tmp_path)
+    assert close(small_output(load_path(tmp_path, Trust.NEVER)), H5_OUTPUT)
+
+
+# --- files of today ----------------------------------------------------------------------------------------------
+
+
+def small(tf: Any) -> Any:
+    tf.keras.utils.set_random_seed(7)
+    layers = tf.keras.layers
+    return tf.keras.Sequential([layers.Input((4,)), layers.Dense(5, activation="tanh"), layers.Dense(2)])
+
+
+def small_output(model: Any) -> Any:
+    import numpy
+
+    return model(numpy.ones((1, 4), "float32")).numpy()
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@pytest.mark.parametrize("trust", [Trust.SCAN, Trust.NEVER])
+def test_whole_model_of_keras_own_layers_is_a_safe_format(tf: Any, tmp_path: Path, name: str, trust: Trust) -> None:
+    model = small(tf)
+    model.compile("adam", "mse", metrics=["mae"])
+    model.save(tmp_path / name)
+    loaded = load_path(tmp_path, trust)
+    assert close(small_output(loaded), small_output(model))
+    loaded.compile("sgd", "mse")
+    loaded.fit(tf.ones((4, 4)), tf.ones((4, 2)), verbose=0)  # saving over the file that was loaded
+    loaded.save(tmp_path / name)
+    assert close(small_output(load_path(tmp_path, trust)), small_output(loaded))
+
+
+def test_weights_of_today_fill_a_model(tf: Any, tmp_path: Path) -> None:
+    model = small(tf)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = small(tf)
+    for weight in other.weights:
+        weight.assign(weight * 0)
+    assert close(small_output(load_path(tmp_path, Trust.NEVER, model=other)), small_output(model))
+    assert load_path(tmp_path, Trust.NEVER)
+    wrong = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(3)])
+    with pytest.raises(ContentError, match="does not fit the model of model=") as caught:
+        load_path(tmp_path, model=wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_of_a_module_of_tensorflow_are_filled(tf: Any, tmp_path: Path) -> None:
+    class Module(tf.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = tf.Variable([value, value])
+
+    tf.train.Checkpoint(root=Module(3.0)).write(str(tmp_path / "ckpt"))
+    module = Module(0.0)
+    load_path(tmp_path, model=module)
+    assert module.weight.numpy().tolist() == [3.0, 3.0]
+
+
+def test_layers_of_the_checkpoints_own_code_are_found_in_it(tf: Any, tmp_path: Path) -> None:
+    script = """
+import tensorflow as tf
+
+
+@tf.keras.utils.register_keras_serializable("mine")
+class Twice(tf.keras.layers.Layer):
+    def call(self, x):
+        from later import factor
+        return x * factor
+"""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_layers.py").write_text(script)
+    (tmp_path / "code" / "later.py").write_text("factor = 2.0\n")
+    from cas.load.sources import sources_of
+
+    twice = sources_of(tmp_path / "code").load("own_layers").Twice
+    model = tf.keras.Sequential([tf.keras.layers.Input((4,)), twice()])
+    model.save(tmp_path / "model.keras")
+    assert close(small_output(load_path(tmp_path)), [[2.0, 2.0, 2.0, 2.0]])
+    with pytest.raises(UnsafeContentError, match=r"own_layers\.Twice, which is no part of Keras"):
+        load_path(tmp_path, Trust.NEVER)
+
+
+def test_classes_of_the_callers_own_are_taken(tf: Any, tmp_path: Path) -> None:
+    class Thrice(tf.keras.layers.Layer):  # type: ignore[misc, name-defined]
+        def call(self, x: Any) -> Any:
+            return x * 3.0
+
+    tf.keras.Sequential([tf.keras.layers.Input((4,)), Thrice()]).save(tmp_path / "model.keras")
+    assert close(small_output(load_path(tmp_path, custom_objects={"Thrice": Thrice})), [[3.0] * 4])
+    with pytest.raises(UsageError, match="custom_objects must map"):
+        load_path(tmp_path, custom_objects=[Thrice])
+    with pytest.raises((ContentError, UnsafeContentError)):
+        load_path(tmp_path)
+
+
+def test_what_a_model_was_trained_with_does_not_keep_it_from_loading(
+    tf: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small(tf)
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.h5")
+    import h5py
+
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        training = json.loads(file.attrs["training_config"])
+        training["loss"] = "a_loss_of_somebody"
+        file.attrs["training_config"] = json.dumps(training)
+    assert close(small_output(load_path(tmp_path)), small_output(model))
+    assert "without what it was trained with" in caplog.text
+    with pytest.raises(ContentError):
+        load_path(tmp_path, compile=True)
+
+
+def test_no_trial_is_said_where_there_is_none(tf: Any, tmp_path: Path) -> None:
+    small(tf).save(tmp_path / "model.keras")
+    with pytest.raises(NotFoundError, match=r"a file of Keras and no trial class"):
+        load_path(tmp_path, whole=True)
+    with pytest.raises(UsageError, match="whole model"):
+        load_path(tmp_path, model=small(tf))
+    with pytest.raises(UsageError, match="takes no argument 'map_location'"):
+        load_path(tmp_path, map_location="cpu")
+
+
+# --- where people load -------------------------------------------------------------------------------------------
+
+
+def layouts(root: Path, tf: Any) -> dict[str, tuple[Path, Callable[[Any], bool]]]:
+    shutil.copytree(H5_TRIAL, root / "h5")
+    for name in ("functional.h5", "functional.keras"):
+        (root / name.replace(".", "_")).mkdir()
+        shutil.copy(KERAS2 / name, root / name.replace(".", "_"))
+    weights_trial(root / "weights")
+    shutil.copytree(DATA / "checkpoints" / "j_tf_saved_model", root / "saved_model")
+
+    def is_functional(model: Any) -> bool:
+        return close(functional_output(model), EXPECTED["functional"])
+
+    def is_served(model: Any) -> bool:
+        found = model.signatures["serving_default"](x=tf.ones((1, 4)))
+        return close(next(iter(found.values())).numpy(), [[0.946421, 0.670538, 0.135537, 0.706789, 0.1077]])
+
+    rights: dict[str, Callable[[Any], bool]] = {
+        "h5": lambda model: close(small_output(model), H5_OUTPUT),
+        "functional_h5": is_functional,
+        "functional_keras": is_functional,
+        "weights": is_functional,
+        "saved_model": is_served,
+    }
+    return {name: (root / name, right) for name, right in rights.items()}
+
+
+def test_every_layout_loads_in_the_places_where_people_load(
+    tf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "mit Leerzeichen und ünïcode 'a\"b"
+    root.mkdir()
+    settings = Settings.load(home=tmp_path / "ünï home")
+    found = layouts(root, tf)
+    for path in [root, *root.rglob("*")]:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+    checkpoints = {name: cas.add(folder, settings=settings) for name, (folder, _) in found.items()}
+    monkeypatch.chdir(root)
+    for name, (_, right) in found.items():
+        assert right(checkpoints[name].load()), name
+        assert right(cas.Checkpoint.load_from_path(name)), name
+    done: dict[str, bool] = {}
+
+    def work(name: str) -> None:
+        done[name] = found[name][1](checkpoints[name].load())
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == dict.fromkeys(found, True)
+
+
+# --- attacks -----------------------------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the description in a .keras file."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    change(config)
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_lambda_layer_holds_code_and_is_refused(tf: Any, tmp_path: Path, name: str) -> None:
+    trace = tmp_path / "it-ran"
+    code = f"open({str(trace)!r}, 'w').close()"
+    layers = [tf.keras.layers.Input((4,)), tf.keras.layers.Lambda(eval(f"lambda x: (exec({code!r}), x)[1]"))]
+    tf.keras.Sequential(layers).save(tmp_path / name)
+    trace.unlink(missing_ok=True)
+    for trust in (Trust.SCAN, Trust.NEVER):
+        with pytest.raises(UnsafeContentError, match="would call Lambda") as caught:
+            load_path(tmp_path / name, trust)
+        assert caught.value.exit_code == 9 and "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="trust='always'"):
+        load_path(H5_TRIAL / "determined-keras-model.h5", safe_mode=False)
+    assert not trace.exists()
+    small_output(load_path(tmp_path / name, Trust.ALWAYS))
+    assert trace.exists()
+
+
+def replaced(**members: Any) -> Callable[[dict[str, Any]], None]:
+    """Make the last layer something else."""
+
+    def change(config: dict[str, Any]) -> None:
+        layer = config["config"]["layers"][-1]
+        layer.clear()
+        layer.update(members)
+
+    return change
+
+
+ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a function of the standard library": replaced(
+        module="os", class_name="function", config="system", registered_name="system"
+    ),
+    "a class of the standard library": replaced(
+        module="subprocess", class_name="Popen", config={"args": ["id"]}, registered_name=None
+    ),
+    "a download of Keras' own": replaced(
+        module="keras.utils", class_name="get_file", config={"fname": "x", "origin": "http://x"}, registered_name=None
+    ),
+    "unsafe deserialization switched on": replaced(
+        module="keras.config", class_name="enable_unsafe_deserialization", config={}, registered_name=None
+    ),
+    "an inner module of Keras": replaced(
+        module="keras.src.saving.serialization_lib", class_name="SafeModeScope", config={"safe_mode": False},
+        registered_name=None,
+    ),
+    "a built-in function": replaced(module="builtins", class_name="exec", config={"x": 1}, registered_name=None),
+    "a built-in as a function": replaced(
+        module="builtins", class_name="function", config="exec", registered_name="function"
+    ),
+    "a lambda in an activation": replaced(
+        module="keras.layers", class_name="Activation", registered_name=None,
+        config={"activation": {"class_name": "__lambda__", "config": {"value": "4wA=", "defaults": None}}},
+    ),
+    "a pickled torch module": replaced(
+        module="keras.layers", class_name="TorchModuleWrapper", config={"module": "gASVAA=="}, registered_name=None
+    ),
+    "a SavedModel of somewhere else": replaced(
+        module="keras.layers", class_name="TFSMLayer", config={"filepath": "/tmp/x"}, registered_name=None
+    ),
+    "a file of this machine": replaced(
+        module="keras.layers", class_name="StringLookup", config={"vocabulary": "/etc/passwd"}, registered_name=None
+    ),
+    "a class of this package": replaced(
+        module="cas.index.store", class_name="Store", config={"home": "/tmp/x"}, registered_name=None
+    ),
+    "in what it was trained with": lambda config: config.update(
+        compile_config={"loss": {"module": "os", "class_name": "function", "config": "system"}}
+    ),
+    "deep inside": lambda config: config["config"]["layers"][-1]["config"].update(
+        kernel_initializer={"module": "keras", "class_name": "Zeros", "config": {"a": [{"b": {
+            "module": "shutil", "class_name": "rmtree", "config": {}}}]}}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=str)
+@pytest.mark.parametrize("trust", [Trust.SCAN, Trust.NEVER])
+def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: Path, attack: str, trust: Trust) -> None:
+    small(tf).save(tmp_path / "model.keras")
+    rewrite(tmp_path / "model.keras", ATTACKS[attack])
+    with pytest.raises(UnsafeContentError) as caught:
+        load_path(tmp_path, trust)
+    assert "\n" not in str(caught.value)
+
+
+def test_archive_with_two_descriptions_is_refused(tf: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    small(tf).save(path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("config.json", b"{}")
+    with pytest.raises(ContentError, match="two files of one name"):
+        load_path(tmp_path)
+
+
+def test_data_in_other_files_of_this_machine_are_refused(tf: Any, tmp_path: Path) -> None:
+    import h5py
+
+    (tmp_path / "secret").write_bytes(b"\0" * 80)
+    for kind in ("link", "external", "virtual"):
+        path = tmp_path / f"{kind}.weights.h5"
+        small(tf).save_weights(path)
+        with h5py.File(path, "r+") as file:
+            group = file["layers"]
+            if kind == "link":
+                group["stolen"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+            elif kind == "external":
+                group.create_dataset("stolen", (10,), "f8", external=[(str(tmp_path / "secret"), 0, 80)])
+            else:
+                layout = h5py.VirtualLayout((10,), "f8")
+                layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (10,))
+                group.create_virtual_dataset("stolen", layout)
+        for options in ({}, {"model": small(tf)}):
+            with pytest.raises(UnsafeContentError, match="its data lie in another file"):
+                load_path(path, **options)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_damaged_file_is_an_error_of_one_line(tf: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    small(tf).save(path)
+    data = path.read_bytes()
+    for bad in (b"", data[:100], data[: len(data) // 2], b"\x89HDF\r\n\x1a\n" + b"\0" * 100):
+        path.write_bytes(bad)
+        with pytest.raises(ContentError) as caught:
+            load_path(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights_of_tensorflow_are_an_error_of_one_line(tmp_path: Path) -> None:
+    folder = weights_trial(tmp_path / "c")
+    for path in folder.glob("determined-keras-model-weights*"):
+        data = path.read_bytes()
+        for bad in (b"", data[:50], b"\0" * len(data)):
+            path.write_bytes(bad)
+            with pytest.raises(ContentError) as caught:
+                load_path(folder)
+            assert "\n" not in str(caught.value)
+        path.write_bytes(data)
+    next(folder.glob("*.data-*")).unlink()
+    with pytest.raises((ContentError, NotFoundError)):
+        load_path(folder)
