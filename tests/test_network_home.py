@@ -53,7 +53,7 @@ def test_disks_of_this_host_do_not_count(kind: str) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system does not tell")
 def test_where_the_mounts_cannot_be_read_the_home_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "nothing")
-    assert Store(tmp_path / "home").on_network
+    assert Store(tmp_path / "home").about.on_network
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_one_line_says_so_and_the_setting_silences_it(nfs: Path, caplog: pytest.
     assert len(caplog.records) == 1
     assert "nfs4" in caplog.text and "CAS_NETWORK" in caplog.text
     caplog.clear()
-    assert Store(nfs / "home", network=Network.YES).on_network
-    assert not Store(nfs / "home", network=Network.NO).on_network
+    assert Store(nfs / "home", network=Network.YES).about.on_network
+    assert not Store(nfs / "home", network=Network.NO).about.on_network
     assert caplog.records == []
 
 
@@ -115,7 +115,7 @@ def test_a_store_that_is_made_there_says_that_its_locks_are_leases(nfs: Path) ->
     Store(nfs / "home")
     assert json.loads((nfs / "home" / "format.json").read_text())["locks"] == "lease"
     seen_from_the_server = Store(nfs / "home", network=Network.NO)
-    assert seen_from_the_server.locks_are_leases
+    assert seen_from_the_server.about.locks_are_leases
     with seen_from_the_server.exclusive("key") as held:
         assert held and "lease" in next((nfs / "home" / "locks").iterdir()).read_text()
 
@@ -123,7 +123,7 @@ def test_a_store_that_is_made_there_says_that_its_locks_are_leases(nfs: Path) ->
 def test_where_flock_does_nothing_locks_are_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", lambda fd, operation: None)
     store = Store(tmp_path / "home")
-    assert not store.on_network and store.locks_are_leases
+    assert not store.about.on_network and store.about.locks_are_leases
     with store.exclusive("key") as held:
         assert held
         with locks.exclusive(store.layout.lock("key"), progress=lambda: 0, stall=0.2, lease=locks.LEASE) as other:
@@ -135,7 +135,7 @@ def test_where_flock_does_nothing_locks_are_leases(tmp_path: Path, monkeypatch: 
 def test_a_store_works_on_a_real_fuse_disk(tmp_path: Path, own_cache: Path) -> None:
     with disks.faulty(tmp_path / "disk") as disk:
         store = Store(disk / "home")
-        assert store.on_network
+        assert store.about.on_network
         manifest = tagged(store, UUID, {"a": LARGE, "b/c": b"small"}, durable=True)
         view = make_view(store, manifest)
         assert (view.path / "a").read_bytes() == LARGE and view.mode is LinkMode.HARDLINK

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ANNA, BOB = 12345, 23456  # two users
+_OPEN = tempfile.gettempdir()  # as it was before any test set another one
 TEAM = 34567  # a group
 
 
@@ -55,7 +56,7 @@ def wait(pid: int) -> int:
 def folder_for_all() -> Iterator[Path]:
     """A folder that every user may pass and write to, as pytest's own are not; temporary folders lie in it too."""
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=_OPEN) as name:
         Path(name).chmod(0o1777)
         temporary = Path(name) / "tmp"
         temporary.mkdir()

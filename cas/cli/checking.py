@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
@@ -12,7 +10,7 @@ from cas.cli.parser import WrongUsageError, add_command, add_form, settings, sto
 from cas.errors import ContentError
 
 if TYPE_CHECKING:
-    from cas.index.check import Advance, CheckReport, Problem
+    from cas.index.check import CheckReport, Problem
     from cas.index.repair import RepairPlan, Result, Step
     from cas.repairing import RepairReport
 
@@ -54,11 +52,12 @@ def _register_check(groups: Any) -> None:
 def check(args: argparse.Namespace) -> int:
     """Check the store, and repair it if that is asked for."""
     from cas import repairing
+    from cas.transfer.progress import reaching
 
     if not args.deep and (args.rate or args.anew):
         raise WrongUsageError(args.parser.prog, f"{'--rate' if args.rate else '--anew'} goes with --deep")
     opened, chosen = store(args), settings(args)
-    with _drawn(args) as advance:
+    with reaching(chosen.progress, "checked") as advance:
         report = repairing.check(
             opened,
             deep=args.deep,
@@ -143,23 +142,3 @@ def _verdict(report: CheckReport) -> str:
     debris = len(report.problems) - len(report.damage)
     found = f"{len(report.damage)} damaged" if report.damage else "nothing is damaged"
     return f"{found} ({seen}{before}{later})" + (f"; leftovers that take room: {debris}" if debris else "")
-
-
-@contextlib.contextmanager
-def _drawn(args: argparse.Namespace) -> Iterator[Advance]:
-    """Draw progress on stderr, where the settings want that; the total is known with the first call."""
-    from cas.transfer.progress import drawer
-
-    draw = drawer(settings(args).progress, "checked")
-    with contextlib.ExitStack() as stack:
-        line: list[Callable[[int], None]] = []
-        reached = 0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal reached
-            if not line:
-                line.append(stack.enter_context(draw(total, 0)))
-            line[0](done - reached)
-            reached = done
-
-        yield advance

@@ -20,6 +20,7 @@ from cas.cli import (
     publishing,
     recover,
     removing,
+    sharing,
     trial,
     trusting,
     user,
@@ -117,6 +118,7 @@ def build(program: str) -> tuple[Parser, dict[str, tuple[str, ...]]]:
         checking,
         removing,
         exporting,
+        sharing,
         trusting,
         doctor,
     ):

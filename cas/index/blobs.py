@@ -47,10 +47,18 @@ class Blobs:
         owners: whose word counts there.
         network: bytes that are not synced may be lost with another host, of which no boot id tells.
         read_only: nothing in the home is ever changed.
+        image: it is sealed, and in an image or on a disk that we may not write to (F47).
     """
 
     def __init__(
-        self, layout: Layout, facts: Facts, owners: Owners, *, network: bool = False, read_only: bool = False
+        self,
+        layout: Layout,
+        facts: Facts,
+        owners: Owners,
+        *,
+        network: bool = False,
+        read_only: bool = False,
+        image: bool = False,
     ) -> None:
         self._layout = layout
         self._facts = facts
@@ -59,6 +67,9 @@ class Blobs:
             network or disk.boot_id() is None
         )  # nothing could tell later that bytes are lost (invariant 4)
         self._read_only = read_only
+        self._image = image
+        self._refused: set[Digest] = set()  # wrong ones in a home that is only read
+        self.layers: tuple[Blobs, ...] = ()
         self._lock = ThreadLock()
         self._known: dict[Digest, Signature] = {}  # trusted by this process
         self._hashed = 0
@@ -137,13 +148,28 @@ class Blobs:
     def locate(self, digest: Digest, size: int | None = None) -> Path | None:
         """Return the path of a blob that can be believed, or None if there is none (of this size, if one is given).
 
-        A blob without a usable fact is hashed first. A wrong one goes aside; a right one in `aside/` comes back.
+        A blob without a usable fact is hashed first. A wrong one goes aside; a right one in `aside/` comes back. What
+        is not in this home is looked for in its layers.
         """
+        found = self.locate_here(digest, size)
+        for layer in self.layers:
+            if found is not None:
+                break
+            try:
+                found = layer.locate_here(digest, size)
+            except OSError as error:  # what a layer cannot give is fetched
+                log.warning("blob %s cannot be read in %s: %s", digest, layer._layout.root, error)
+        return found
+
+    def locate_here(self, digest: Digest, size: int | None = None) -> Path | None:
+        """Do what `locate` does, in this home alone."""
+        if digest in self._refused:
+            return None
         path = self._layout.blob(digest)
         try:
             found = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            return path if self._bring_back(digest) else None
+            return self._bring_back(digest)
         except PermissionError as error:  # a folder that a colleague closed
             log.warning("blob %s cannot be looked at: %s: %s", digest, error.strerror, error.filename)
             return None
@@ -155,7 +181,7 @@ class Blobs:
         if self.is_trusted(digest, self._owners.signature(found)) or self._matches(path, digest, size):
             return path
         if self._read_only:
-            log.warning("blob %s has other bytes than its name says, in %s", digest, self._layout.root)
+            self._refuse_here(digest)
             return None
         try:
             self.put_aside(digest, size)
@@ -164,16 +190,31 @@ class Blobs:
             return None
         return path if path.exists() else None
 
+    def refuse(self, digest: Digest, path: Path) -> None:
+        """Take a blob, which was located, for wrong from now on: it goes aside, unless its home is only read."""
+        for one in (self, *self.layers):
+            if path == one._layout.blob(digest):
+                if one._read_only:
+                    one._refuse_here(digest)
+                else:
+                    one.put_aside(digest)
+
+    def _refuse_here(self, digest: Digest) -> None:
+        log.warning("blob %s has other bytes than its name says, in %s", digest, self._layout.root)
+        with self._lock:
+            self._refused.add(digest)
+            self._known.pop(digest, None)
+
     def is_trusted(self, digest: Digest, signature: Signature) -> bool:
         """Whether a usable fact says that a blob with this signature has this digest."""
         with self._lock:
             if self._known.get(digest) == signature:
                 return True
-        for fact in self._facts.blob(digest):
-            if fact.signature == signature and fact.usable:
-                with self._lock:
-                    self._known[digest] = signature
-                return True
+        is_sealed = self._image and not signature.changed and self._facts.is_sealed(digest, signature)
+        if is_sealed or any(fact.signature == signature and fact.usable for fact in self._facts.blob(digest)):
+            with self._lock:
+                self._known[digest] = signature
+            return True
         return False
 
     def verify(self, digest: Digest, pace: Callable[[int], None]) -> bool:
@@ -310,17 +351,20 @@ class Blobs:
             disk.rename(held, path)
         disk.unlink(held)
 
-    def _bring_back(self, digest: Digest) -> bool:
+    def _bring_back(self, digest: Digest) -> Path | None:
         folder = self._layout.root / "aside"
         for name in disk.names(folder):
             is_candidate = name.startswith(f"{digest.hex}.") and not name.startswith(f"{digest.hex}.bad.")
             if is_candidate and self._matches(folder / name, digest):  # by its signature, rot would come back
+                if self._read_only:
+                    return folder / name
                 try:
                     self.link_back(folder / name, digest)
                 except OSError as error:
                     log.info("blob %s cannot be brought back from aside/: %s", digest, error)
-                return self._layout.blob(digest).exists()
-        return False
+                path = self._layout.blob(digest)
+                return path if path.exists() else None
+        return None
 
     def drop_healed(self) -> None:
         """Delete what lies in `aside/` for no reason: copies of what is here again, whole, and views."""
@@ -336,7 +380,7 @@ class Blobs:
     def _is_healed(self, digest: Digest, *, is_manifest: bool) -> bool:
         if is_manifest:
             return Digest.of(disk.read_file(self._layout.manifest(digest), MAX_BYTES)) == digest
-        return self._layout.blob(digest).exists() and self.locate(digest) is not None
+        return self._layout.blob(digest).exists() and self.locate_here(digest) is not None
 
     # --- durability ------------------------------------------------------------------------------------------
 

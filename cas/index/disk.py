@@ -53,6 +53,8 @@ def _step(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def observed(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _frozen:
+            _require_thawed(name, args)
         if _observer is None:
             return function(*args, **kwargs)
         _observer("before", name)
@@ -62,6 +64,33 @@ def _step(function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return observed
+
+
+# --- what must not be changed ---------------------------------------------------------------------------------
+
+_frozen: tuple[str, ...] = ()
+_ONLY_LOOK = {"sync_folder"}
+_FROM = {"reflink"}  # what only reads its first argument
+
+
+def freeze(home: Path) -> None:
+    """Let nothing below a home be changed by this process, as if its disk were mounted read-only."""
+    global _frozen
+    _frozen = tuple({*_frozen, f"{os.fspath(home)}/"})
+
+
+def thaw(home: Path) -> None:
+    """Let a home be changed again."""
+    global _frozen
+    _frozen = tuple(one for one in _frozen if one != f"{os.fspath(home)}/")
+
+
+def _require_thawed(step: str, args: tuple[object, ...]) -> None:
+    if step in _ONLY_LOOK:
+        return
+    for one in args[1:] if step in _FROM else args:
+        if isinstance(one, Path) and os.fspath(one).startswith(_frozen):
+            raise OSError(errno.EROFS, "the store is sealed", os.fspath(one))
 
 
 # --- whose is what is made -----------------------------------------------------------------------------------
@@ -241,6 +270,21 @@ def truncate(fd: int, size: int) -> None:
 def set_mode(fd: int, mode: int) -> None:
     """Change the permissions of an open file."""
     os.fchmod(fd, mode)
+
+
+@_step
+def change_mode(path: Path, mode: int) -> None:
+    """Change the permissions of a folder or file; never through a link."""
+    if not path.is_symlink():
+        path.chmod(mode)
+
+
+@_step
+def give_to_group(path: Path, group: int, mode: int) -> None:
+    """Let a file, folder or link belong to a group, and give it (but no link) its permissions."""
+    os.chown(path, -1, group, follow_symlinks=False)
+    if not path.is_symlink():
+        path.chmod(mode)  # after the change of its group, which takes setgid away
 
 
 @_step

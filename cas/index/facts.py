@@ -84,6 +84,7 @@ class Facts:
         self._layout = layout
         self._index = index
         self._group = _Group(os.getpid())
+        self.layers: tuple[Facts, ...] = ()
 
     def add_blob(self, fact: BlobFact, *, durable: bool = False) -> None:
         """Record a fact about a blob; with others of an open group, if it need not be durable."""
@@ -149,18 +150,37 @@ class Facts:
         payloads = self._index.facts_of("blob", keys)
         return {keys[key]: _blob_facts(keys[key], found) for key, found in payloads.items()}
 
+    def add_seals(self, seals: Iterable[tuple[Digest, Signature]]) -> None:
+        """Record blobs of a store that is being sealed, in a way that survives being copied into an image (F47)."""
+        common = {"kind": "seal", "at": disk.now()}
+        self.add([common | {"key": str(digest), "size": one.size, "mtime": one.mtime_ns} for digest, one in seals])
+
+    def is_sealed(self, digest: Digest, signature: Signature) -> bool:
+        """Whether a seal is of a blob with this size and this time, in whole seconds."""
+        seconds = 1_000_000_000
+        for payload in self._index.facts("seal", str(digest)):
+            size, mtime = payload.get("size"), payload.get("mtime")
+            if size == signature.size and isinstance(mtime, int) and mtime // seconds == signature.mtime_ns // seconds:
+                return True
+        return False
+
     def origin(self, identity: RemoteIdentity) -> OriginFact | None:
         """Return what was last proven of a remote identity's bytes; one without a validator proves nothing."""
         if not identity.has_validator:
             return None
-        return _last_origin(self._index.facts("origin", identity.key))
+        found = _last_origin(self._index.facts("origin", identity.key))
+        of_layers = (fact for layer in self.layers if (fact := layer.origin(identity)) is not None)
+        return found or next(of_layers, None)
 
     def origins(self, identities: Iterable[RemoteIdentity]) -> dict[RemoteIdentity, OriginFact]:
         """Return what `origin` does, of many remote identities at once."""
         keys = {identity: identity.key for identity in identities if identity.has_validator}
         payloads = self._index.facts_of("origin", keys.values())
-        found = {identity: _last_origin(payloads[key]) for identity, key in keys.items() if key in payloads}
-        return {identity: fact for identity, fact in found.items() if fact is not None}
+        said = {identity: _last_origin(payloads[key]) for identity, key in keys.items() if key in payloads}
+        found = {identity: fact for identity, fact in said.items() if fact is not None}
+        for layer in self.layers:
+            found |= layer.origins(identity for identity in keys if identity not in found)
+        return found
 
     def add_origin(self, identity: RemoteIdentity, digest: Digest, proof: str) -> None:
         """Record which digest the bytes of a remote identity have, and what proved it."""

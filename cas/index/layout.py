@@ -21,7 +21,7 @@ _FOLDERS = {"blobs", "manifests", "refs", "records", "facts", "chunks", "ingest"
 _GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins", "trusted", "used", "verdicts")
 # A group's home and its `views/`: members make things there, and nobody renames another's.
 GROUPS_HOME = 0o770 | stat.S_ISGID | stat.S_ISVTX
-_FORMAT_BYTES = 1 << 16  # far more than it has
+FORMAT_BYTES = 1 << 16  # far more than it has
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -169,6 +169,7 @@ class Format:
 
     store: str  # the store's id
     locks: str = "flock"  # or "lease", where flock does nothing
+    sealed: float | None = None  # when the store was closed for images (seconds since 1970)
 
 
 def is_groups(root: Path) -> bool:
@@ -262,8 +263,9 @@ def read_format(root: Path) -> Format:
     """
     path = root / "format.json"
     try:
-        document = json.loads(disk.read_file(path, _FORMAT_BYTES))
+        document = json.loads(disk.read_file(path, FORMAT_BYTES))
         found, store, kind = document["format"], document["store"], document.get("locks", "flock")
+        sealed = float(document["sealed"]) if "sealed" in document else None
     except NotADirectoryError as error:
         raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one") from error
     except PermissionError as error:
@@ -280,7 +282,7 @@ def read_format(root: Path) -> Format:
         raise ContentError(f"{path} is damaged; if {root} is a store, delete that file and try again") from error
     if found != FORMAT:
         raise ContentError(f"{root} is a store of format {found!r:.20}; this cas reads {FORMAT}: install a newer cas")
-    return Format(str(store), str(kind))
+    return Format(str(store), str(kind), sealed)
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -52,11 +52,12 @@ class SeenRecord:
 
 
 class Records:
-    """The records of every registry that this store has seen."""
+    """The records of every registry that this store has seen, and its layers: of each thing what was seen last."""
 
     def __init__(self, layout: Layout, index: SqlIndex) -> None:
         self._layout = layout
         self._index = index
+        self.layers: tuple[Records, ...] = ()
 
     def add(self, registry: str, records: Iterable[NewRecord], *, durable: bool = False) -> None:
         """Append what was seen just now, with one write."""
@@ -95,12 +96,23 @@ class Records:
     def get(self, registry: str, kind: str, id: str) -> Seen | None:
         """Return what was last seen of one thing."""
         payload = self._index.record(registry, kind, id)
-        return None if payload is None else _seen(registry, payload)
+        found = [] if payload is None else [_seen(registry, payload)]
+        found += [seen for layer in self.layers if (seen := layer.get(registry, kind, id)) is not None]
+        return max(found, key=lambda seen: seen.at, default=None)
 
     def find(self, kind: str, *, registry: str | None = None, parent: str | None = None) -> list[Seen]:
         """Return everything of a kind, of one registry and below one parent if given, by registry and id."""
         found = self._index.records(kind, registry=registry, parent=parent)
-        return [_seen(name, payload) for name, payload in found]
+        mine = [_seen(name, payload) for name, payload in found]
+        if not self.layers:
+            return mine
+        last: dict[tuple[str, str], Seen] = {}
+        for every in (mine, *(layer.find(kind, registry=registry, parent=parent) for layer in self.layers)):
+            for seen in every:
+                key = (seen.registry, seen.id)
+                if key not in last or last[key].at < seen.at:
+                    last[key] = seen
+        return [last[key] for key in sorted(last)]
 
     def each(self, kind: str, *, registry: str) -> Iterator[Seen]:
         """Yield everything of a kind of one registry, in order of id; the memory it takes does not grow with it."""
@@ -111,22 +123,33 @@ class Records:
 
     def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
         """Return the ids of a registry's things of a kind below a parent, in order."""
-        return self._index.ids(kind, registry=registry, parent=parent)
+        found = self._index.ids(kind, registry=registry, parent=parent)
+        if not self.layers:
+            return found
+        return sorted({*found, *(id for one in self.layers for id in one.ids(kind, registry=registry, parent=parent))})
 
     def briefs(self, kind: str, *, registry: str, parent: str) -> list[list[Any]]:
         """Return of everything of a kind below a parent what choices are made by: `[id, …]`, then `BRIEF`'s members."""
-        return self._index.briefs(kind, registry=registry, parent=parent)
+        found = self._index.briefs(kind, registry=registry, parent=parent)
+        known = {row[0] for row in found}
+        for layer in self.layers:
+            more = [row for row in layer.briefs(kind, registry=registry, parent=parent) if row[0] not in known]
+            known.update(row[0] for row in more)
+            found += more
+        return found
 
     def registries_with(self, kind: str, id: str) -> list[str]:
         """Return the registries that know a thing, in order of name."""
-        return self._index.registries_with(kind, id)
+        found = self._index.registries_with(kind, id)
+        return sorted({*found, *(name for layer in self.layers for name in layer.registries_with(kind, id))})
 
     def registries(self) -> list[str]:
         """Return every registry that has records here, in order of name."""
-        folder = self._layout.root / "records"
-        if not folder.is_dir():
-            return []
-        return sorted(unquote_registry(path.name) for path in folder.iterdir() if path.is_dir())
+        names = {name for layer in self.layers for name in layer.registries()}
+        for base in dict.fromkeys((self._layout.root, self._layout.notes)):
+            folder = base / "records"
+            names.update(unquote_registry(name) for name in disk.names(folder) if (folder / name).is_dir())
+        return sorted(names)
 
 
 def _size(path: Path) -> int:

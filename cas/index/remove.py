@@ -56,7 +56,9 @@ def plan_remove(store: Store, uuid: str) -> RemovePlan:
     """
     registries = tuple(store.refs.registries(uuid))
     if not registries:
-        raise NotFoundError(f"checkpoint {uuid} is not in the store {store.home}; `cas ls` lists what is")
+        below = [layer.home for layer in store.layers if layer.refs.registries(uuid)]
+        instead = f"it is in {below[0]} (read_only_stores)" if below else "`cas ls` lists what is"
+        raise NotFoundError(f"checkpoint {uuid} is not in the store {store.home}; {instead}")
     mine: set[Digest] = set()
     others: set[Digest] = set()
     watch = Watch(store)
@@ -96,7 +98,7 @@ def execute_remove(
 
 def grace_of(store: Store) -> float:
     """Return how long (seconds) what is removed by name stays in `aside/`: where hosts see names late, GRACE."""
-    return GRACE if store.on_network else 0.0
+    return GRACE if store.about.on_network else 0.0
 
 
 class Removal:

@@ -12,20 +12,18 @@ from typing import Any
 from cas.config import Network, Settings, Shared
 from cas.errors import CasError, ContentError
 from cas.index import blobs as blobs_module
-from cas.index import disk, locks, place, refs
+from cas.index import disk, locks, refs
 from cas.index.blobs import Blobs
 from cas.index.chunkstore import Chunks
 from cas.index.digest import Digest
 from cas.index.doors import door
 from cas.index.facts import Facts
+from cas.index.home import Home
 from cas.index.ingest import Follower, Ingest, Staging
-from cas.index.layout import Layout, is_groups, prepare
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
 from cas.index.manifest import Manifest
 from cas.index.marks import Pins, Uses
-from cas.index.mounts import file_system, is_network
-from cas.index.owners import Owners
 from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
@@ -44,6 +42,7 @@ class Store:
         stall: seconds without progress after which a lock is no longer waited for.
         shared: make it a group's store, if it is made now; one that is there is what its mode says.
         network: whether the home is on a network file system; default: as its mount says.
+        layer: change nothing in it; it must exist.
 
     Raises:
         NotAllowedError: the home cannot be made or read.
@@ -51,29 +50,32 @@ class Store:
     """
 
     def __init__(
-        self, home: Path, *, stall: float = STALL, shared: bool = False, network: Network = Network.AUTO
+        self,
+        home: Path,
+        *,
+        stall: float = STALL,
+        shared: bool = False,
+        network: Network = Network.AUTO,
+        layer: bool = False,
     ) -> None:
-        self.home = home.absolute()
+        path = home.absolute()
+        opened = Home.open_layer(path) if layer else Home.open(path, shared=shared, network=network)
+        self.home = path
+        self.about = opened
         self.stall = stall
-        self.on_network = _is_on_network(self.home, network)
-        self.format = prepare(self.home, shared=shared, network=self.on_network)
-        self.id = self.format.store
-        self.read_only = not disk.is_writable(self.home)
-        self.shared = is_groups(self.home)
-        self.locks_are_leases = self.on_network or self.format.locks == "lease"
-        if self.shared:
-            disk.share(self.home)
-        self.owners = Owners.of(self.home)
-        self.layout = self._lay_out()
-        self.index = SqlIndex(
-            self.layout, self.id, self.owners, folder=self._index_folder(), shared=self.shared and not self.read_only
-        )
+        self.id = opened.format.store
+        self.read_only = opened.read_only
+        self.owners = opened.owners
+        self.layout = opened.layout
+        self.layers: tuple[Store, ...] = ()
+        self._layers_wanted: tuple[Path, ...] = ()
+        self.index = SqlIndex(self.layout, self.id, self.owners, folder=opened.index_folder, shared=opened.shared)
         self.facts = Facts(self.layout, self.index)
         self.records = Records(self.layout, self.index)
-        safety = {"network": self.on_network, "read_only": self.read_only}
-        self.blobs = Blobs(self.layout, self.facts, self.owners, **safety)
-        self.refs = Refs(self.layout, self.owners, read_only=self.read_only)
-        self.chunks = Chunks(self.layout, self._index_folder())
+        kind = {"network": opened.on_network, "read_only": opened.read_only, "image": opened.is_image}
+        self.blobs = Blobs(self.layout, self.facts, self.owners, **kind)
+        self.refs = Refs(self.layout, self.owners, read_only=opened.read_only)
+        self.chunks = Chunks(self.layout, opened.index_folder)
         self.leases = Leases(self.layout)
         self.pins = Pins(self.layout)
         self.uses = Uses(self.layout)
@@ -81,39 +83,41 @@ class Store:
         self.blobs.on_new(self.chunks.note_parts)
         self._sealer = Sealer(self.blobs)
 
-    def _lay_out(self) -> Layout:
-        if self.read_only:
-            kept, temporary = place.kept(self.id, self.home), place.temporary(self.id, self.home)
-            views = temporary / "views" if temporary is not None else self.home / "views"
-            return Layout(self.home, kept or self.home, views)
-        if self.shared:  # what another member made proves nothing: everybody has views of their own
-            return Layout(self.home, views=self._own_views())
-        return Layout(self.home)
+    def use_layers(self, homes: Iterable[Path]) -> None:
+        """Use what other homes have where this one has it not; one that cannot be used is said, once."""
+        wanted = tuple(home for one in homes if (home := one.absolute()) != self.home)
+        if wanted != self._layers_wanted:
+            self._layers_wanted = wanted
+            self._set_layers(layer for home in wanted if (layer := _open_layer(home)) is not None)
 
-    def _own_views(self) -> Path:
-        views = self.home / "views" / str(os.geteuid())
-        with contextlib.suppress(OSError):
-            if place.is_private(views, make=True, mode=0o755):
-                return views
-        temporary = place.temporary(self.id, self.home)
-        log.warning("%s is another user's, or others may write there: views are made in %s", views, temporary)
-        return temporary / "views" if temporary is not None else views
+    def _set_layers(self, layers: Iterable[Store]) -> None:
+        self.layers = tuple(layers)
+        self.blobs.layers = tuple(layer.blobs for layer in self.layers)
+        self.facts.layers = tuple(layer.facts for layer in self.layers)
+        self.records.layers = tuple(layer.records for layer in self.layers)
 
-    def _index_folder(self) -> Path | None:
-        """Return where the index lies: never where another user could touch it, or another host."""
-        if self.read_only or self.shared or self.on_network:
-            return place.kept(self.id, self.home)
-        return self.home
+    def _drop_lost_layers(self) -> None:
+        """Go on without layers that are gone: unmounted, removed."""
+        lost = [layer for layer in self.layers if not (layer.home / "format.json").exists()]
+        for layer in lost:
+            log.warning("the store %s (read_only_stores) is gone; what it had is fetched", layer.home)
+        if lost:
+            self._set_layers(layer for layer in self.layers if layer not in lost)
 
     # --- bytes in ------------------------------------------------------------------------------------------
 
     def staging(self, key: str) -> Staging:
-        """Make a folder of our own for the partial files of one piece of work, named by `key`."""
-        return Staging(self.layout.ingest(key), self.blobs, leases=self.locks_are_leases)
+        """Make a folder of our own for the partial files of one piece of work, named by `key`.
+
+        Raises:
+            NotAllowedError: this home is only read.
+        """
+        self.about.require_writable("nothing can be added here")
+        return Staging(self.layout.ingest(key), self.blobs, leases=self.about.locks_are_leases)
 
     def building(self, manifest: Digest) -> Staging:
         """Make a folder of our own in which a view is built."""
-        return Staging(self.layout.building(manifest), self.blobs, leases=self.locks_are_leases)
+        return Staging(self.layout.building(manifest), self.blobs, leases=self.about.locks_are_leases)
 
     @contextlib.contextmanager
     def ingest(self, *, expected_size: int | None = None, followers: tuple[Follower, ...] = ()) -> Iterator[Ingest]:
@@ -172,12 +176,25 @@ class Store:
 
         The registry's own refs count first, then what was added locally, then any other registry's: a UUID
         names one checkpoint, whoever tells of it. Not so what came from a bare URL, where anybody chooses the UUID.
+        What this home does not know wholly is asked of its layers.
         """
         check_uuid(uuid)
+        best = self._resolve_here(registry, uuid)
+        if best is not None and best.complete:
+            return best
+        self._drop_lost_layers()
+        for layer in self.layers:
+            found = layer._resolve_here(registry, uuid)
+            if found is not None and found.complete:
+                return found
+            best = best or found
+        return best
+
+    def _resolve_here(self, registry: str, uuid: str) -> Manifest | None:
         names = dict.fromkeys([registry, "local", *self.refs.registries(uuid)])
         if registry != refs.PULLED:
             names.pop(refs.PULLED, None)
-        if self.shared:  # what we brought ourselves, no other member changes
+        if self.about.shared:  # what we brought ourselves, no other member changes
             ours = self._join(names, uuid, ours=True)
             if ours is not None and ours.complete:
                 return ours
@@ -243,8 +260,8 @@ class Store:
             self.layout.lock(key),
             progress=lambda: _activity(folder),
             stall=self.stall,
-            lease=locks.LEASE if self.locks_are_leases else None,
-            mode=0o660 if self.shared else 0o644,
+            lease=locks.LEASE if self.about.locks_are_leases else None,
+            mode=0o660 if self.about.shared else 0o644,
         )
 
     def close(self) -> None:
@@ -276,15 +293,12 @@ def explained(doing: str) -> Iterator[None]:
         raise
 
 
-def _is_on_network(home: Path, network: Network) -> bool:
-    if network is not Network.AUTO:
-        return network is Network.YES
-    kind = file_system(home)
-    if is_network(kind):
-        known = kind or "an unknown file system"
-        advice = "put CAS_HOME on a local disk, or say CAS_NETWORK=yes (so it is meant), or no (only this host uses it)"
-        log.warning("the store %s is on %s, which counts as a network file system: %s", home, known, advice)
-    return is_network(kind)
+def _open_layer(home: Path) -> Store | None:
+    try:
+        return Store(home, layer=True)
+    except (OSError, CasError) as error:
+        log.warning("%s (read_only_stores) is not used: %s", home, error)
+        return None
 
 
 _stores_lock = locks.ThreadLock()
@@ -298,7 +312,16 @@ def open_store(home: Path, *, stall: float = STALL, settings: Settings | None = 
         if key not in _stores or not (home / "format.json").exists():
             _stores[key] = Store(home, **_options(settings))
         _stores[key].stall = stall
+        if settings is not None:
+            _stores[key].use_layers(settings.read_only_stores)
         return _stores[key]
+
+
+def forget_store(store: Store) -> None:
+    """Open a home anew when it is asked for next: it is no longer what it was."""
+    with _stores_lock:
+        for key in [key for key, known in _stores.items() if known.home == store.home]:
+            del _stores[key]
 
 
 def _options(settings: Settings | None) -> dict[str, Any]:

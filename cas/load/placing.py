@@ -117,6 +117,8 @@ class Placer:
             self._count(copied=1, bytes=entry.size)
 
     def _hardlink(self, blob: Path, path: Path, digest: Digest) -> bool:
+        if self._store.read_only or not blob.is_relative_to(self._store.home):  # even its number of names stays
+            return False
         if self._is_only_copy(digest):
             self._count(only_copies=1)
             return False

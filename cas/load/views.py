@@ -28,6 +28,7 @@ from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
+from cas.index.home import OVERLAYS
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.mounts import file_system
 from cas.index.store import Store, explained
@@ -41,7 +42,6 @@ log = logging.getLogger("cas.load")
 SMALL = 4096
 
 _FORMAT = 1
-_OVERLAYS = ("overlay", "fuse.fuse-overlayfs")
 _ATTEMPTS = 5  # to publish, while other processes publish and remove the same view
 
 
@@ -49,7 +49,7 @@ class LinkMode(StrEnum):
     """How a view's larger files are linked."""
 
     HARDLINK = "hardlink"
-    SYMLINK = "symlink"  # relative, where this disk gives a blob no second name
+    SYMLINK = "symlink"  # where this disk, or this user, gives a blob no second name
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,10 @@ def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """One file of a view: its name, what it is (link, symlink, copy), its stat signature, its digest."""
+    """One file of a view: its name, what it is, its stat signature, its digest.
+
+    It is a link, symlink or copy, or of a layer: a symlink out of the home.
+    """
 
     path: str
     kind: str
@@ -219,7 +222,10 @@ class _Stamp:
                 if file.kind == "copy":
                     if hashing and Digest.of_file(path).hex != file.hex:
                         return False
-                elif os.stat(f"{blobs}/{file.hex[:2]}/{file.hex[2:]}").st_ino != file.signature.inode:
+                elif (
+                    file.kind != "layer"
+                    and os.stat(f"{blobs}/{file.hex[:2]}/{file.hex[2:]}").st_ino != file.signature.inode
+                ):
                     return False  # the blob was damaged and repaired: this is the bad one's inode
         except OSError:
             return False
@@ -227,7 +233,7 @@ class _Stamp:
 
     def report(self, tree: Path, *, reused: bool) -> ViewReport:
         kinds = [file.kind for file in self.files]
-        mode = LinkMode.SYMLINK if "symlink" in kinds else LinkMode.HARDLINK
+        mode = LinkMode.SYMLINK if {"symlink", "layer"} & set(kinds) else LinkMode.HARDLINK
         copied = kinds.count("copy")
         return ViewReport(tree, mode, len(kinds) - copied, copied, reused)
 
@@ -285,7 +291,7 @@ class _Linker:
             else:
                 kind = self._link(blob, path, self._final / entry.path)
             # The view moves before it is used, so a symlink leads nowhere yet: its target's stat is the blob's.
-            found = os.stat(blob if kind == "symlink" else path)
+            found = os.stat(blob if kind in ("symlink", "layer") else path)
         except FileNotFoundError as error:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
         return _File(entry.path, kind, self._store.owners.signature(found), entry.digest.hex)
@@ -293,7 +299,7 @@ class _Linker:
     def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> str:
         data = blob.read_bytes()
         if Digest.of(data) != digest:
-            self._store.blobs.put_aside(digest)
+            self._store.blobs.refuse(digest, blob)
             raise FileNotFoundError(path)
         fd = disk.create(path)
         try:
@@ -304,6 +310,9 @@ class _Linker:
         return "copy"
 
     def _link(self, blob: Path, path: Path, final: Path) -> str:
+        if not blob.is_relative_to(self._store.home):  # a layer's: not even its number of names is changed
+            disk.symlink(os.fspath(blob), path)
+            return "layer"
         if not self._symlinks:
             try:
                 disk.link(blob, path)
@@ -354,7 +363,7 @@ def _only_symlinks(store: Store) -> bool:
     """Whether hard links are not even tried: where we may only read, and on an overlay, where linking to a lower
     layer's file copies it.
     """
-    return store.read_only or file_system(store.home) in _OVERLAYS
+    return store.read_only or file_system(store.home) in OVERLAYS
 
 
 # --- publishing ------------------------------------------------------------------------------------------------

@@ -45,6 +45,23 @@ def counter(progress: Progress, label: str, unit: str, total: int | None = None)
 
 
 @contextlib.contextmanager
+def reaching(progress: Progress, label: str) -> Iterator[Callable[[int, int], None]]:
+    """Open a line for work that says how far it is: bytes done, bytes in all, which are known with the first call."""
+    with contextlib.ExitStack() as stack:
+        line: list[Advance] = []
+        reached = 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal reached
+            if not line:
+                line.append(stack.enter_context(drawer(progress, label)(total, 0)))
+            line[0](done - reached)
+            reached = done
+
+        yield advance
+
+
+@contextlib.contextmanager
 def _line(label: str, to_fetch: int, already_here: int) -> Iterator[Advance]:
     from tqdm.auto import tqdm  # late: `import cas` must stay fast; auto: a widget in notebooks
 
