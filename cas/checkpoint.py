@@ -34,6 +34,7 @@ from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
 from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
+from cas.transfer.preview import Preview, preview
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
@@ -127,6 +128,19 @@ class Checkpoint(Described):
         self._require_downloadable()
         with self.store.leases.claim(self.uuid):
             return self._bring(None)
+
+    def plan(self) -> Preview:
+        """Say what bringing the files here would fetch, and what of them is here already; changes nothing.
+
+        Raises:
+            CheckpointNotFoundError: the files are neither here nor at the origin.
+            CasError: as the origin answers.
+        """
+        manifest = self.store.resolve(self.record.registry, self.uuid)
+        if manifest is not None and manifest.complete and all(map(self.store.has, digests_of(manifest))):
+            return Preview.of_manifest(self.store.home.as_uri(), manifest)
+        origin = Origin(self.record, self.settings, self._master).remote()
+        return preview(self.store, origin, registry=self.record.registry, uuid=self.uuid, settings=self.settings)
 
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.

@@ -8,35 +8,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cas.checkpoint import Checkpoint
 from cas.config import Settings
-from cas.errors import ChangedError, OfflineError, UsageError
+from cas.errors import ChangedError, UsageError
 from cas.index.cutting import cut_file
 from cas.index.digest import Digest
 from cas.index.sidecar import Described, Sidecar, describe, version_of
 from cas.index.store import Store, store_of
-from cas.origins import Origin
-from cas.registry.catalog import Catalog
-from cas.registry.records import PULLED, canonical_uuid, uuid_of_url
+from cas.places import Place, place_of
 from cas.transfer.fetch import pull
-from cas.transfer.folder import FolderRemote
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Remote, RemoteFile
 from cas.transfer.retry import RetryingRemote
 from cas.transfer.sidecars import without_sidecars
-from cas.transfer.urls import remote_for_url
 
 log = logging.getLogger("cas.publishing")
 
 LEAST_KEPT = 1 << 20  # bytes; chunk lists of smaller files find nothing that the sidecar does not
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A checkpoint at its origin."""
-
-    registry: str
-    uuid: str
-    remote: Remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +39,11 @@ class PublishReport:
     bytes_fetched: int  # that were not here before
 
 
-def place_of(what: str, settings: Settings, store: Store) -> Place:
-    """Return where a checkpoint lies: of a URL, or of a UUID that the catalog knows.
-
-    Raises:
-        UsageError: it is neither, or its scheme is not supported.
-        NotFoundError: nobody knows the UUID.
-        CheckpointNotFoundError: no registry says where its files lie.
-        OfflineError: it is somewhere else, and the network is off.
-    """
-    if "://" not in what:
-        uuid = canonical_uuid(what)
-        record = Catalog(store).checkpoint(uuid)
-        return Place(record.registry, uuid, Origin(record, settings).remote())
-    remote = remote_for_url(what, settings)
-    if settings.offline and not isinstance(remote, FolderRemote):
-        raise OfflineError(f"{remote.url} is not on this host, and CAS_OFFLINE is set")
-    return Place(PULLED, uuid_of_url(remote.url), remote)
-
-
-def publish(what: str, *, settings: Settings | None = None) -> PublishReport:
+def publish(what: str | Checkpoint, *, settings: Settings | None = None) -> PublishReport:
     """Publish the sidecar of a checkpoint; what is not in the store yet is fetched first.
 
     Args:
-        what: a URL (`s3://bucket/prefix`, `file:///…`), or the UUID of a checkpoint that lies in a bucket or a folder.
+        what: a URL (`s3://bucket/prefix`, `file:///…`), or a checkpoint in a bucket or a folder, or its UUID.
         settings: default: `Settings.load()`.
 
     Raises:
@@ -85,7 +54,7 @@ def publish(what: str, *, settings: Settings | None = None) -> PublishReport:
     """
     chosen = settings or Settings.load()
     store = store_of(chosen)
-    return publish_place(store, place_of(what, chosen, store), settings=chosen)
+    return publish_place(store, place_of(what, chosen), settings=chosen)
 
 
 def publish_place(store: Store, place: Place, *, settings: Settings) -> PublishReport:

@@ -18,6 +18,7 @@ from cas.errors import ChangedError, NotAllowedError, UsageError
 from cas.index.digest import Digest
 from cas.index.sidecar import Sidecar
 from cas.index.store import Store
+from cas.places import Place
 from cas.transfer import fetch
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum, Listing
@@ -79,7 +80,7 @@ def settings(tmp_path):
 @pytest.fixture
 def publish(stores, settings):
     def run(remote, name=UUID):
-        place = publishing.Place("m", name, remote)
+        place = Place("m", name, remote)
         return publishing.publish_place(stores("publisher"), place, settings=settings)
 
     return run
@@ -173,9 +174,7 @@ def test_files_that_change_while_they_are_published_are_refused(stores, settings
             return found
 
     with pytest.raises(ChangedError):
-        publishing.publish_place(
-            stores("publisher"), publishing.Place("m", UUID, Restless({"a": b"1"})), settings=settings
-        )
+        publishing.publish_place(stores("publisher"), Place("m", UUID, Restless({"a": b"1"})), settings=settings)
 
 
 def test_nothing_is_published_of_objects_with_no_version(publish):
@@ -322,7 +321,7 @@ def test_a_sidecar_lies_beside_the_checkpoint_and_not_in_it(tmp_path, stores, se
     os.utime(folder / "model.bin", ns=(10**18, 10**18))
     remote = FolderRemote(folder)
     assert read_sidecar(remote) is None
-    report = publishing.publish_place(stores("publisher"), publishing.Place("m", UUID, remote), settings=settings)
+    report = publishing.publish_place(stores("publisher"), Place("m", UUID, remote), settings=settings)
     path = tmp_path / "share" / ".cas" / f"{UUID}.sidecar"
     assert report.url == f"file://{path}"
     assert sorted(os.listdir(tmp_path / "share")) == [".cas", UUID]
@@ -418,7 +417,7 @@ def test_a_sibling_of_any_format_transfers_what_was_changed(
     upload({f"models/{UUID}/{name}": first, f"models/{OTHER_UUID}/{name}": second}, part_size)
     storage = s3_server.storage(bucket, prefix="models")
     for one in (UUID, OTHER_UUID):
-        place = publishing.Place("m", one, remote_for_storage(storage, one, settings))
+        place = Place("m", one, remote_for_storage(storage, one, settings))
         report = publishing.publish_place(stores("publisher"), place, settings=settings)
         assert report.url.endswith(f"/models/.cas/{one}.sidecar")
     with counting(s3_server) as proxy:

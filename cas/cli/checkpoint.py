@@ -24,6 +24,7 @@ from cas.cli.parser import (
     missing,
     number,
 )
+from cas.cli.planning import say_plan
 
 if TYPE_CHECKING:
     from cas.checkpoint import Checkpoint
@@ -119,6 +120,7 @@ def add_download_options(
     parser.add_argument("--link", choices=LINKS, help=how)
     way = "direct: from the storage; master: through the master; auto (default): as it is open"
     parser.add_argument("--mode", choices=MODES, help=way)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be fetched, and do nothing")
     add_form(parser, quiet=quiet)
 
 
@@ -126,7 +128,8 @@ def download(args: argparse.Namespace) -> None:
     """Download a checkpoint."""
     if args.uuid is None:
         raise missing(args, "checkpoint", "<uuid>")
-    brought = bring(client(args).get_checkpoint(args.uuid), args, folder=args.output_dir)
+    checkpoint = client(args).get_checkpoint(args.uuid)
+    brought = say_plan(checkpoint.plan(), args) if args.dry_run else bring(checkpoint, args, folder=args.output_dir)
     if args.json:
         output.say_json(**brought)
 
@@ -215,7 +218,8 @@ def _what_was_done(checkpoint: Checkpoint) -> str:
     link, pull = checkpoint.link_report, checkpoint.pull_report
     parts = [f"files: {link}"]
     if pull is not None:
-        here = f", {output.size(pull.bytes_here)} were here" if pull.bytes_here else ""
+        known = pull.bytes_here + pull.bytes_reused
+        here = f", {output.size(known)} were here" if known else ""
         parts.append(f"{output.size(pull.bytes_fetched)} fetched in {pull.seconds:.1f} s{here}")
     if link is not None and link.only_copies:
         parts.append(f"{link.only_copies} of them no hard links, because this store has the only copy")
@@ -233,5 +237,5 @@ def _plain(report: LinkReport | None) -> dict[str, Any] | None:
 def _transferred(report: PullReport | None) -> dict[str, Any] | None:
     if report is None:
         return None
-    names = ("files_fetched", "bytes_fetched", "bytes_resumed", "bytes_here", "seconds")
+    names = ("files_fetched", "bytes_fetched", "bytes_resumed", "bytes_reused", "bytes_here", "seconds")
     return {**{name: getattr(report, name) for name in names}, "proofs": dict(report.proofs)}

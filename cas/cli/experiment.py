@@ -22,6 +22,7 @@ from cas.cli.parser import (
     missing,
     number,
 )
+from cas.cli.planning import say_plan
 
 if TYPE_CHECKING:
     from cas.references import ExperimentReference, TrialReference
@@ -121,7 +122,10 @@ def download(args: argparse.Namespace) -> None:
     above = Path("checkpoints" if args.output_dir is None else args.output_dir)
     if args.output_dir == "":
         raise WrongUsageError(args.parser.prog, "the folder is empty; to mean the current one, say '.'")
-    brought = [bring(one, args, folder=str(above / one.uuid)) for one in chosen]
+    if args.dry_run:
+        brought = [say_plan(one.plan(), args) for one in chosen]
+    else:
+        brought = [bring(one, args, folder=str(above / one.uuid)) for one in chosen]
     if args.json:
         output.say_json(checkpoints=brought)
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_form, missing, settings
+from cas.cli.parser import add_command, add_form, client, missing, settings
+from cas.cli.planning import place
 
 _UUID = "46985143-af68-4d48-ab91-a6447052ca49"
 
@@ -24,7 +25,7 @@ def register(groups: Any) -> None:
         example=f"$ publish s3://bucket/models/{_UUID}\n$ publish {_UUID}",
     )
     help = "where the checkpoint lies (s3://bucket/prefix, file:///folder), or its UUID"
-    parser.add_argument("place", metavar="URL|UUID", nargs="?", help=help)
+    parser.add_argument("place", metavar="URL|UUID", nargs="?", type=place, help=help)
     add_form(parser, quiet="print only the sidecar's URL")
 
 
@@ -34,7 +35,8 @@ def publish(args: argparse.Namespace) -> None:
 
     if args.place is None:
         raise missing(args, "checkpoint", "<url|uuid>")
-    report = publish_sidecar(args.place, settings=settings(args))
+    what = args.place if "://" in args.place else client(args).get_checkpoint(args.place)
+    report = publish_sidecar(what, settings=settings(args))
     if args.json:
         output.say_json(**asdict(report))
     elif args.quiet:

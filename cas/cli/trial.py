@@ -20,6 +20,7 @@ from cas.cli.parser import (
     missing,
     number,
 )
+from cas.cli.planning import say_plan
 
 
 def register(groups: Any) -> None:
@@ -71,7 +72,7 @@ def download(args: argparse.Namespace) -> None:
         sort_by=args.sort_by,
         smaller_is_better=args.smaller_is_better,
     )
-    brought = bring(checkpoint, args, folder=args.output_dir)
+    brought = say_plan(checkpoint.plan(), args) if args.dry_run else bring(checkpoint, args, folder=args.output_dir)
     if args.json:
         output.say_json(**brought)
 

@@ -22,7 +22,12 @@ CUT = 2  # times a file's size: so many bytes of other files are cut for it, at 
 
 
 def chunk_donations(
-    store: Store, described: Described, may_give: Callable[[Digest], bool], others: Iterable[Donation]
+    store: Store,
+    described: Described,
+    may_give: Callable[[Digest], bool],
+    others: Iterable[Donation],
+    *,
+    may_cut: bool,
 ) -> list[Donation]:
     """Return what the sidecar and local blobs may give of a file.
 
@@ -31,13 +36,14 @@ def chunk_donations(
         described: what the sidecar says.
         may_give: which blobs may give at all.
         others: what is offered already; only where that is little, blobs are cut to look for chunks in them.
+        may_cut: whether blobs may be cut at all.
     """
     if store.has(described.digest, described.size) and may_give(described.digest):
         whole = Donation(0, described.size, described.digest, 0, digest=bytes.fromhex(described.digest.hex))
         return [whole]
     found = list(_of_holders(described, _holders(store, described), may_give))
     here = sum(one.length for one in itertools.chain(found, others))
-    if here < described.size // 2 and _cut_siblings(store, described):
+    if may_cut and here < described.size // 2 and _cut_siblings(store, described):
         found = list(_of_holders(described, _holders(store, described), may_give))
     return found
 

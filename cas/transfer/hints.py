@@ -52,11 +52,12 @@ class Offer:
 class Hints:
     """Finds hints for the files of one pull; safe for its threads."""
 
-    def __init__(self, session: Session, domain: str | None) -> None:
+    def __init__(self, session: Session, domain: str | None, *, may_cut: bool = True) -> None:
         self._session = session
         self._store = session.store
         self._remote = session.remote
         self.domain = domain
+        self._may_cut = may_cut
         self._lock = threading.Lock()
         self._are_any: bool | None = None
         self._failed = False
@@ -160,7 +161,7 @@ class Hints:
             with DonorFiles(self._store) as files:
                 found += zip_donations(self._store, files, records, may_give)
         if (described := self.described(file)) is not None:
-            found += chunk_donations(self._store, described, may_give, found)
+            found += chunk_donations(self._store, described, may_give, found, may_cut=self._may_cut)
         return (Offer(checksum, tuple(found)) if found else None), known
 
     def _records(self, file: RemoteFile, known: Known) -> tuple[list[Record], Known]:

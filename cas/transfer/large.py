@@ -63,7 +63,7 @@ class LargeFiles:
         """Fetch a file in ranges, again if its checksums say so; return it if it was replaced meanwhile."""
         with self._session.store.staging(key) as staging:
             try:
-                attempt: Attempt | None = self._first(file)
+                attempt: Attempt | None = self.prepare(file)
                 while attempt is not None:
                     attempt = self._try(staging, file, attempt)
             except ChangedError as error:
@@ -71,8 +71,12 @@ class LargeFiles:
                 return [file]
         return []
 
-    def _first(self, file: RemoteFile) -> Attempt:
-        """Ask for the checksums and look for hints, both at once."""
+    def prepare(self, file: RemoteFile) -> Attempt:
+        """Ask for the checksums and look for hints, both at once: what to try first.
+
+        Raises:
+            ContentError: nothing vouches for the file, and strict verification was asked for.
+        """
         looking = self._hints.look(file, self._workers) if self._ranged else None
         declared = self._session.declarations(file)
         checksum = choose(declared, md5=self._session.strict)

@@ -62,10 +62,9 @@ class SmallFiles:
 
     def _checked_bytes(self, file: RemoteFile) -> tuple[bytes, str]:
         """Return a small file's bytes, and what vouched for them."""
-        given = self._hints.whole(file)
-        if given is not None and (proof := self._likely_proof(file, given)):
-            self._session.reused(len(given))
-            return given, proof
+        if (given := self.given(file)) is not None:
+            self._session.reused(file.size)
+            return given
         data = self._bytes(file)
         if proof := self._likely_proof(file, data):
             return data, proof
@@ -86,6 +85,17 @@ class SmallFiles:
         if again != data:
             raise ContentError(f"{file.identity.url}: two reads gave different bytes; nothing of it was kept")
         return data, LENGTH_ONLY
+
+    def given(self, file: RemoteFile) -> tuple[bytes, str] | None:
+        """Return the bytes that need not be fetched, and what vouches for them: the object's ETag."""
+        data = self._hints.whole(file)
+        proof = self._likely_proof(file, data) if data is not None else None
+        return (data, proof) if data is not None and proof is not None else None
+
+    def is_told(self, file: RemoteFile) -> bool:
+        """Whether the sidecar carries the file."""
+        described = self._hints.described(file)
+        return described is not None and described.whole is not None
 
     def _likely_proof(self, file: RemoteFile, data: bytes) -> str | None:
         for likely in self._session.remote.likely_checksums(file):
