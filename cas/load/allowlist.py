@@ -29,7 +29,7 @@ def judge(module: str, name: str, *, own: Callable[[str], bool] = lambda module:
         return Verdict.VOUCHED
     if _is_harmless(module, name):
         return Verdict.HARMLESS
-    if module.partition(".")[0] in sys.stdlib_module_names or _is_dangerous(module, name):
+    if module.partition(".")[0] in _STDLIB or _is_dangerous(module, name):
         return Verdict.DANGEROUS
     return Verdict.VOUCHED
 
@@ -81,12 +81,16 @@ def _is_dangerous(module: str, name: str) -> bool:
         return True
     if name in _DANGEROUS_NAMES.get(module, frozenset()):
         return True
-    parts = module.split(".")
+    parts = [*module.split("."), *name.split(".")[:-1]]  # `models.load_model` of `keras` is `keras.models`' own
     if parts[0] == "cas" and parts[:3] != ["cas", "load", "standin"]:  # this package reads and writes files
         return True
     if module.startswith("torch._"):  # its inner modules compile, load libraries and run commands
         return True
     return any(".".join(parts[:count]) in _DANGEROUS for count in range(1, len(parts) + 1))
+
+
+# Python's own list leaves out its tests, which start programs, and what newer ones get from elsewhere.
+_STDLIB = sys.stdlib_module_names | {"distutils", "test"}
 
 
 def _words(text: str) -> frozenset[str]:

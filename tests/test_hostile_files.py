@@ -1,0 +1,296 @@
+"""Files that are built to be read differently by a scanner and by the framework, and files beside a model."""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError
+from cas.load.allowlist import Verdict, judge
+from cas.load.loading import load_folder
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """The file that an attack would make."""
+    return tmp_path / "it-ran"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "c"
+    made.mkdir()
+    return made
+
+
+def attack(trace: Path) -> bytes:
+    return (
+        b"\x80\x02cposix\nsystem\nX" + struct.pack("<I", len(f"touch {trace}")) + f"touch {trace}".encode() + b"\x85R."
+    )
+
+
+HARMLESS = pickle.dumps({"a": 1}, 2)
+
+
+def zipped(*members: tuple[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytearray:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # two files of one name
+        for name, data in members:
+            archive.writestr(name, data)
+    return bytearray(buffer.getvalue())
+
+
+def refused_or_harmless(folder: Path, data: bytes, trace: Path, name: str = "model.pth") -> object:
+    """Load a file: whatever comes of it, the attack does not run. Returns the error, or what was loaded."""
+    (folder / name).write_bytes(data)
+    try:
+        return load_folder(folder)
+    except CasError as error:
+        assert "\n" not in str(error)
+        return error
+    finally:
+        assert not trace.exists()
+
+
+# --- zip tricks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["harmless first", "attack first"])
+def test_two_pickles_of_one_name(folder: Path, trace: Path, order: str) -> None:
+    members = [("a/data.pkl", HARMLESS), ("a/data.pkl", attack(trace))]
+    data = zipped(*(members if order == "harmless first" else reversed(members)), ("a/version", b"3\n"))
+    refused_or_harmless(folder, data, trace)
+
+
+@pytest.mark.parametrize("decoy", ["a/sub/data.pkl", "b/data.pkl", "data.pkl", "a/DATA.PKL", "a//data.pkl"])
+def test_decoy_of_a_similar_name(folder: Path, trace: Path, decoy: str) -> None:
+    for members in (
+        [(decoy, HARMLESS), ("a/data.pkl", attack(trace))],
+        [("a/data.pkl", attack(trace)), (decoy, HARMLESS)],
+    ):
+        refused_or_harmless(folder, zipped(*members, ("a/version", b"3\n")), trace)
+
+
+def test_central_directory_that_tells_another_name_than_the_file(folder: Path, trace: Path) -> None:
+    data = zipped(("a/other.pk", attack(trace)), ("a/version", b"3\n"))
+    at = data.rindex(b"a/other.pk")
+    data[at : at + 10] = b"a/data.pkl"
+    assert isinstance(refused_or_harmless(folder, data, trace), CasError)
+
+
+def test_central_directory_that_leads_to_another_file(folder: Path, trace: Path) -> None:
+    data = zipped(("a/data.pkl", HARMLESS.ljust(len(attack(trace)), b"\0")), ("a/x", attack(trace)))
+    first = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", first + 4)
+    data[first + 42 : first + 46] = data[second + 42 : second + 46]  # where it begins
+    data[first + 16 : first + 20] = data[second + 16 : second + 20]  # its CRC
+    refused_or_harmless(folder, data, trace)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(8, b"\x01\x00"), (8, b"\x09\x00"), (8, b"\xff\xff"), (16, b"\0\0\0\0"), (10, b"\x63\x00"), (6, b"\xff\x00")],
+    ids=["encrypted", "encrypted, with a descriptor", "all flags", "bad CRC", "unknown compression", "newer version"],
+)
+def test_headers_that_other_readers_give_up_on(folder: Path, trace: Path, field: int, value: bytes) -> None:
+    data = zipped(("a/data.pkl", attack(trace)), ("a/version", b"3\n"))
+    for signature, shift in ((b"PK\x01\x02", 0), (b"PK\x03\x04", -2)):
+        changed = bytearray(data)
+        at = changed.index(signature) + field + shift
+        changed[at : at + len(value)] = value
+        assert isinstance(refused_or_harmless(folder, changed, trace), CasError)
+
+
+def test_compressed_pickle_is_scanned(folder: Path, trace: Path) -> None:
+    data = zipped(("a/data.pkl", attack(trace)), ("a/version", b"3\n"), compression=zipfile.ZIP_DEFLATED)
+    assert isinstance(refused_or_harmless(folder, data, trace), UnsafeContentError)
+
+
+@pytest.mark.parametrize("start", [b"", b"\0" * 64, b"#!/bin/sh\n", b"7z\xbc\xaf\x27\x1c"])
+def test_archive_behind_something_else_is_read_as_what_torch_reads(folder: Path, trace: Path, start: bytes) -> None:
+    both = start + attack(trace) + zipped(("a/data.pkl", HARMLESS), ("a/version", b"3\n"))
+    assert isinstance(refused_or_harmless(folder, both, trace), CasError)
+    assert isinstance(refused_or_harmless(folder, start + zipped(("a/data.pkl", attack(trace))), trace), CasError)
+
+
+@pytest.mark.parametrize("start", [b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b\x08", b"Rar!\x1a\x07", b"BZh9", b"\xfd7zXZ\0"])
+def test_other_archives_are_no_files_of_torch(folder: Path, trace: Path, start: bytes) -> None:
+    for name in ("model.pth", "weights.pt", "any.bin"):
+        error = refused_or_harmless(folder, start + attack(trace), trace, name)
+        assert isinstance(error, ContentError | NotFoundError | UnsafeContentError)
+        (folder / name).unlink()
+
+
+def test_attack_in_a_record_that_nobody_reads_does_nothing(folder: Path, trace: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(1)}, buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("archive/extra.pkl", attack(trace))
+    found = refused_or_harmless(folder, buffer.getvalue(), trace)
+    assert isinstance(found, dict)
+
+
+# --- opcodes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extension() -> Iterator[int]:
+    """A code that this process has registered for a name: what a pickle calls by number."""
+    copyreg.add_extension("posix", "system", 0xF0)
+    yield 0xF0
+    copyreg.remove_extension("posix", "system", 0xF0)
+
+
+def test_name_behind_a_registered_number_is_refused(folder: Path, trace: Path, extension: int) -> None:
+    command = f"touch {trace}".encode()
+    data = b"\x80\x02\x82" + bytes([extension]) + b"X" + struct.pack("<I", len(command)) + command + b"\x85R."
+    error = refused_or_harmless(folder, zipped(("a/data.pkl", data), ("a/version", b"3\n")), trace)
+    assert isinstance(error, UnsafeContentError) and "extension codes" in str(error)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02\x82\xf1.",  # a number that nobody registered
+        b"\x80\x05\x97.",  # a buffer from outside
+        b"\x80\x05\x97\x98.",
+        b"\x80\xff.",  # a protocol of the future
+        b"\x80\x02(" * 10_000 + b".",
+        b"\x80\x02]q\0h\0a.",  # a list in itself
+        b"\x80\x02X\xff\xff\xff\x7f.",  # text that is not there
+        b"",
+        b".",
+        b"\x80\x02N",
+    ],
+    ids=range(10),
+)
+def test_odd_pickles_end_in_one_line_or_a_value(folder: Path, trace: Path, data: bytes) -> None:
+    refused_or_harmless(folder, zipped(("a/data.pkl", data), ("a/version", b"3\n")), trace)
+
+
+DANGEROUS = """
+    os.system posix.system nt.system subprocess.Popen subprocess.run builtins.eval builtins.exec builtins.compile
+    builtins.__import__ builtins.open builtins.map builtins.globals builtins.vars builtins.setattr
+    builtins.delattr operator.attrgetter operator.methodcaller operator.call operator.setitem functools.reduce
+    functools.partialmethod importlib.import_module runpy.run_module runpy._run_code pickle.loads _pickle.loads
+    pickle.Unpickler marshal.loads types.CodeType types.FunctionType types.MethodType code.InteractiveInterpreter
+    timeit.timeit cProfile.run profile.run bdb.Bdb.run pdb.run trace.Trace.runctx doctest.debug_script
+    pydoc.pipepager pty.spawn ensurepip._run_pip asyncio.create_subprocess_shell
+    asyncio.unix_events._UnixSubprocessTransport._start idlelib.calltip.get_entity
+    idlelib.pyshell.ModifiedInterpreter.runcode lib2to3.pgen2.grammar.Grammar.loads
+    lib2to3.pgen2.pgen.ParserGenerator test.support.script_helper.assert_python_ok _aix_support._read_cmd_output
+    _osx_support._read_output webbrowser.open logging.config.listen logging.FileHandler shutil.rmtree shelve.open
+    sqlite3.connect socket.socket smtplib.SMTP imaplib.IMAP4_stream http.client.HTTPConnection
+    urllib.request.urlopen ssl.get_server_certificate ctypes.CDLL ctypes.util.find_library zipimport.zipimporter
+    pkgutil.resolve_name site.addsitedir multiprocessing.Process codecs.open io.FileIO tempfile.NamedTemporaryFile
+    threading.Thread weakref.finalize atexit.register signal.signal xml.etree.ElementTree.parse
+    distutils.spawn.spawn venv.create zipfile.ZipFile tarfile.open gc.get_objects inspect.getattr_static
+    sys.settrace sys.modules faulthandler.dump_traceback numpy.load numpy.testing._private.utils.runstring
+    numpy.f2py.crackfortran.getlincoef numpy.f2py.crackfortran._eval_length numpy.lib.npyio.load
+    numpy.lib.format.read_array numpy.distutils.exec_command.exec_command numpy.memmap numpy.fromfile
+    numpy.ctypeslib.load_library pandas.read_pickle pandas.eval pandas.io.pickle.read_pickle joblib.load
+    joblib.numpy_pickle.load dill.loads cloudpickle.loads yaml.load yaml.unsafe_load ruamel.yaml.YAML
+    jsonpickle.decode torch.load torch.hub.load torch.jit.load torch.jit.unsupported_tensor_ops.execWrapper
+    torch.package.PackageImporter torch.utils.collect_env.run torch.utils.bottleneck.__main__.run_cprofile
+    torch.utils._config_module.ConfigModule torch.utils.cpp_extension.load_inline
+    torch.utils.data.datapipes.utils.decoder.basichandlers torch.fx.experimental.symbolic_shapes.ShapeEnv
+    torch.fx.graph_module._exec_with_source torch._inductor.codecache.PyCodeCache
+    torch._dynamo.guards.GuardBuilder.get torch.distributed.rpc.internal._internal_rpc_pickler
+    torch.storage._load_from_bytes torch.serialization.load torch.serialization._load torch.ops.load_library
+    torch.classes.load_library torch.onnx.export torch.multiprocessing.spawn torch.library.Library
+    torch._utils_internal.log_export_usage torch.save torch.compile tensorflow.io.write_file
+    tensorflow.saved_model.load keras.models.load_model keras.saving.load_model
+    keras.src.saving.saving_lib.load_model h5py.File IPython.utils.process.system pip.main
+    setuptools.sandbox.run_setup sympy.parsing.sympy_parser.eval_expr jinja2.Template numexpr.evaluate numba.jit
+    cffi.FFI fsspec.open huggingface_hub.hf_hub_download ray.remote dask.delayed cas.index.disk.remove_tree
+    cas.load.policy.Policy
+"""
+
+
+@pytest.mark.parametrize("name", DANGEROUS.split())
+def test_names_that_run_code_or_touch_files_are_dangerous(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    for split in {(module, attribute), (name.partition(".")[0], name.partition(".")[2])}:
+        assert judge(*split) is Verdict.DANGEROUS, split
+
+
+# --- beside a model ----------------------------------------------------------------------------------------------
+
+
+class Call:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        import os
+
+        return os.system, (f"touch {self.trace}",)
+
+
+def arrays(folder: Path, trace: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    numpy.save(folder / "weights.npy", numpy.array([Call(trace)], dtype=object), allow_pickle=True)
+    numpy.savez(folder / "weights.npz", a=numpy.array([Call(trace)], dtype=object))
+
+
+def joblib_file(folder: Path, trace: Path) -> None:
+    pytest.importorskip("joblib").dump({"model": Call(trace)}, folder / "model.joblib")
+
+
+def plain_pickles(folder: Path, trace: Path) -> None:
+    for name in ("trial_state.pkl", "model.pickle", "rng_state.dat"):
+        (folder / name).write_bytes(attack(trace))
+
+
+def yaml_files(folder: Path, trace: Path) -> None:
+    text = f"!!python/object/apply:os.system ['touch {trace}']\n"
+    for name in ("MLmodel", "hparams.yaml", "conda.yaml", "config.yaml"):
+        (folder / name).write_text(text)
+    for name in ("load_data.json", "metadata.json", "config.json"):
+        (folder / name).write_text(text)
+
+
+def python_files(folder: Path, trace: Path) -> None:
+    for name in ("__init__.py", "setup.py", "conftest.py", "sitecustomize.py", "torch.py", "modeling.py"):
+        (folder / name).write_text(f"open({str(trace)!r}, 'w').close()\n")
+
+
+BESIDE = [arrays, joblib_file, plain_pickles, yaml_files, python_files]
+
+
+@pytest.mark.parametrize("add", BESIDE, ids=lambda add: add.__name__)
+def test_files_beside_a_model_are_not_run(
+    add: Callable[[Path, Path], None], folder: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(folder, trace)
+    monkeypatch.chdir(folder)
+    with pytest.raises(NotFoundError, match="no model in"):
+        load_folder(folder)
+    (folder / "data").mkdir()
+    torch.save(torch.nn.Linear(2, 2), folder / "data" / "model.pth")
+    assert isinstance(load_folder(folder), torch.nn.Linear)
+    assert not trace.exists()
+
+
+def test_object_array_in_a_file_of_torch_is_scanned_like_the_rest(folder: Path, trace: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    torch.save({"a": numpy.array([Call(trace)], dtype=object)}, folder / "model.pth")
+    with pytest.raises(UnsafeContentError, match=r"posix\.system"):
+        load_folder(folder)
+    inner = pickle.dumps(Call(trace))
+    torch.save({"a": numpy.frombuffer(inner, dtype="u1"), "b": inner}, folder / "model.pth")  # a pickle as mere data
+    assert load_folder(folder)["b"] == inner
+    assert not trace.exists()
