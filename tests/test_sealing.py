@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -404,3 +405,29 @@ def test_wrong_words_to_share_are_one_line(shell: Shell) -> None:
         assert shell.run(*words).code == 2
     shell.run("seal").ok  # noqa: B018
     assert "is sealed" in shell.run("share").line
+
+
+# --- views that are forgotten ------------------------------------------------------------------------------------
+
+
+def test_views_in_a_temporary_folder_go_when_they_were_not_used_for_two_weeks(tmp_path: Path) -> None:
+    homes = [tmp_path / name for name in ("home", "other")]
+    views = []
+    for home in homes:
+        stock_and_seal(home)
+        views.append(make_view(Store(home), manifest_of(FILES)).path)
+    for view in views:
+        age(view.parent / "stamp.json", place.UNUSED - 60)
+    assert make_view(Store(homes[0]), manifest_of(FILES)).reused  # which is noted
+    age(views[1].parent / "stamp.json", place.UNUSED + 60)
+    manifest = manifest_of({"small": b"small"})
+    make_view(Store(homes[0]), manifest)
+    assert views[0].exists() and not views[1].parent.exists()
+    assert content(make_view(Store(homes[1]), manifest_of(FILES)).path) == FILES
+    for home in homes:
+        disk.thaw(home)
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))

@@ -575,4 +575,7 @@ def translate(error: OSError, doing: str) -> CasError | None:
         return NoSpaceError(f"{doing}: {reason}; make room (`cas du` shows what the store holds) and try again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return NotAllowedError(f"{doing}: {error.strerror}: {error.filename or ''}".rstrip(": "))
+    if error.errno == errno.EXDEV:
+        where = f"{error.filename or ''} and {error.filename2 or ''}"
+        return CasError(f"{doing}: {where} are on different disks; all of a store must be on one")
     return None

@@ -83,6 +83,11 @@ class Layout:
         """Whether our views lie in a folder that is this user's alone."""
         return self.views != self.root / "views"
 
+    @property
+    def views_outside(self) -> bool:
+        """Whether our views lie in a temporary folder, outside of the home."""
+        return not self.views.is_relative_to(self.root)
+
     def building(self, manifest: Digest) -> Path:
         """The folder that holds views of one manifest while they are built: on the same disk, with the same owner."""
         if not self.views_apart:

@@ -6,10 +6,13 @@ Nothing in them is needed: they can be deleted at any time. Nobody else may be a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from cas.config import cache_folder
@@ -18,6 +21,9 @@ from cas.index.digest import Digest
 from cas.index.mounts import file_system, is_network
 
 log = logging.getLogger("cas.index")
+
+UNUSED = 14 * 86_400.0  # seconds after which a view in a temporary folder, of whatever home, is taken for forgotten
+USED = 86_400.0  # seconds between two notes that one is used
 
 
 def name_of(store: str, home: Path) -> str:
@@ -63,3 +69,32 @@ def is_private(folder: Path, *, make: bool = False, mode: int = 0o700) -> bool:
     except FileNotFoundError:
         return False
     return stat.S_ISDIR(found.st_mode) and disk.is_ours(found) and not found.st_mode & 0o022
+
+
+# --- views in a temporary folder: nobody's lease protects them, so their age decides -------------------------------
+
+
+def note_use(view: Path) -> None:
+    """Note that a view in a temporary folder is used, now and then."""
+    stamp = view / "stamp.json"
+    with contextlib.suppress(OSError):
+        if time.time() - stamp.stat().st_mtime > USED:
+            disk.touch(stamp)
+
+
+def sweep(views: Path) -> None:
+    """Remove views that were forgotten: of this home, and of every other that has some beside it."""
+    for name in disk.names(views.parent.parent):
+        beside = views.parent.parent / name / "views"
+        for one in disk.names(beside):
+            with contextlib.suppress(OSError):
+                if time.time() - (beside / one / "stamp.json").stat().st_mtime > UNUSED:
+                    _remove(beside, one)
+
+
+def _remove(views: Path, name: str) -> None:
+    """Remove a view: it loses its name first, so that nobody is given a part of it."""
+    held = views / ".aside" / f"{name}.{secrets.token_hex(4)}"
+    disk.make_folder(held.parent, 0o700)
+    disk.rename(views / name, held)
+    disk.remove_tree(held)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cas.errors import CasError, CheckpointNotFoundError, UnsafeNameError
-from cas.index import disk
+from cas.index import disk, place
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
@@ -91,6 +91,8 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
             if found is None:
                 stamp = _build(store, manifest, blobs, staging.folder / "view")
                 found = _publish(store, manifest.digest, staging.folder / "view", stamp)
+                if store.layout.views_outside:
+                    place.sweep(store.layout.views)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
@@ -108,6 +110,8 @@ def use_view(store: Store, digest: Digest) -> ViewReport | None:
     found = find_view(store, digest)
     if found is None:
         store.leases.leave(digest)
+    elif store.layout.views_outside:
+        place.note_use(store.layout.view(digest))
     return found
 
 
