@@ -23,6 +23,7 @@ from cas.origins import Origin
 from cas.registry.catalog import Catalog
 from cas.registry.lost import fitting_manifest, lost_refs
 from cas.transfer.fetch import fetch_files
+from cas.transfer.mending import MendReport, can_mend, mend
 from cas.transfer.remote import Listing, Remote
 
 log = logging.getLogger("cas.repairing")
@@ -98,11 +99,19 @@ def _plan(store: Store, problems: list[Problem], sources: _Sources) -> RepairPla
         if problem.kind is Kind.MISSING_REF and (found := sources.fitting(problem)) is not None:
             fitting[problem] = found
     mine = {problem.path: _is_mine(store, problem.path) for problem in problems if problem.kind is Kind.TORN_LINE}
-    return plan_repair(problems, copies=copies, origins=origins, manifests=manifests, fitting=fitting, mine=mine)
+    mendable = {problem.digest for problem in problems if problem.digest is not None and sources.can_mend(problem)}
+    return plan_repair(
+        problems, copies=copies, origins=origins, manifests=manifests, fitting=fitting, mine=mine, mendable=mendable
+    )
 
 
 def _is_mine(store: Store, path: Path) -> bool:
     return path in compaction.own_files(path.with_name(store.layout.facts.name))
+
+
+def _how(done: MendReport) -> str:
+    elsewhere = f"{done.donated} bytes came from other blobs, {done.fetched} from its origin"
+    return f"mended: {done.kept} bytes of it were whole, {elsewhere}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,46 @@ class _Sources:
         remote = next((remote for uuid in self._uuids(problem) if (remote := self._remote(uuid)) is not None), None)
         return None if remote is None else remote.url
 
+    def can_mend(self, problem: Problem) -> bool:
+        """Whether a blob may be mended chunk by chunk."""
+        size = self._size(problem)
+        return problem.digest is not None and size is not None and can_mend(self._store, problem.digest, size)
+
+    def mend(self, problem: Problem) -> str | None:
+        """Mend a blob: with other blobs here alone if that will do, else with the origins of its checkpoints."""
+        digest, size = problem.digest, self._size(problem)
+        if digest is None or size is None:
+            return None
+        if (done := mend(self._store, digest, size)) is not None:
+            return _how(done)
+        for uuid in self._uuids(problem):
+            remote = self._remote(uuid)
+            try:
+                found = None if remote is None else self._mend_from(problem, uuid, remote)
+            except CasError as error:
+                log.info("checkpoint %s does not help to mend %s: %s", uuid, digest, error)
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def _mend_from(self, problem: Problem, uuid: str, remote: Remote) -> str | None:
+        digest, size = problem.digest, self._size(problem)
+        if digest is None or size is None:
+            return None
+        paths = {place.entry.path for place in self._places.get(digest, []) if place.uuid == uuid}
+        for file in self._listing(uuid, remote).files:
+            if file.path in paths and file.size == size:
+                done = mend(self._store, digest, size, remote=remote, file=file)
+                return None if done is None else f"{_how(done)} ({file.identity.url})"
+        return None
+
+    def _size(self, problem: Problem) -> int | None:
+        """The size that a blob should have, as manifests say: what is left of it may be shorter."""
+        if problem.digest is None or problem.kind not in _BLOBS:
+            return None
+        return next((place.entry.size for place in self._places.get(problem.digest, [])), None)
+
     def fetch(self, problem: Problem) -> bool:
         """Bring a blob, or a manifest, from the origins of the checkpoints that need it.
 
@@ -169,6 +218,8 @@ class _Sources:
     def _fetch_blob(self, problem: Problem, uuid: str, remote: Remote) -> bool:
         """Read one file anew; its bytes are stored under their own digest, whatever that is."""
         assert problem.digest is not None, "problems of blobs name their digest"
+        if self._mend_from(problem, uuid, remote) is not None:  # a sidecar may know its chunks
+            return True
         paths = {place.entry.path for place in self._places.get(problem.digest, []) if place.uuid == uuid}
         files = [file for file in self._listing(uuid, remote).files if file.path in paths and file.size == problem.size]
         if not files:

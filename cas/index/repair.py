@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +32,7 @@ class Remedy(StrEnum):
     """What is done about a problem."""
 
     COPY = "copy"  # the bytes of a blob, from a file on this disk
+    MEND = "mend"  # a blob's damaged chunks, from other blobs here or an origin
     FETCH = "fetch"  # the bytes of a blob, from an origin
     REBUILD = "rebuild"  # a manifest, from what says the same
     ASK = "ask"  # for a manifest: list the origin
@@ -82,6 +83,9 @@ class Sources(Protocol):
     def origin(self, problem: Problem) -> str | None:
         """Name the origin that could be asked about a problem; None if there is none."""
 
+    def mend(self, problem: Problem) -> str | None:
+        """Bring a blob back, with only its damaged chunks from elsewhere; say how, if it is here now."""
+
     def fetch(self, problem: Problem) -> bool:
         """Bring a blob, or the manifest of a checkpoint, from its origin; whether that is here now."""
 
@@ -100,6 +104,7 @@ def plan_repair(
     manifests: Mapping[Digest, str],
     fitting: Mapping[Problem, Digest],
     mine: Mapping[Path, bool],
+    mendable: Collection[Digest] = (),
 ) -> RepairPlan:
     """Decide what to do about each problem; looks at nothing else.
 
@@ -110,6 +115,7 @@ def plan_repair(
         manifests: manifests that something on this disk says, and what.
         fitting: problems of lost refs, and the manifest that fits.
         mine: files of lines, and whether they are this user's of this host.
+        mendable: blobs whose remains are here, and whose chunks are known from before the damage.
     """
     steps: list[Step] = []
     planned: set[Digest] = set()
@@ -119,7 +125,7 @@ def plan_repair(
             if digest is None or digest in planned:
                 continue
             planned.add(digest)
-            steps.append(_bring(problem, copies.get(digest), origins.get(problem)))
+            steps.append(_bring(problem, copies.get(digest), origins.get(problem), may_mend=digest in mendable))
         elif problem.kind in (Kind.DAMAGED_MANIFEST, Kind.MISSING_MANIFEST):
             known = manifests.get(digest) if digest is not None else None
             steps.append(_rebuild(problem, known, origins.get(problem)))
@@ -148,6 +154,7 @@ _ORDER = [
     Remedy.ASK,
     Remedy.PROTECT,
     Remedy.COPY,
+    Remedy.MEND,
     Remedy.FETCH,
     Remedy.REWRITE,
     Remedy.MOVE,
@@ -156,9 +163,11 @@ _ORDER = [
 ]
 
 
-def _bring(problem: Problem, copy: str | None, origin: str | None) -> Step:
+def _bring(problem: Problem, copy: str | None, origin: str | None, *, may_mend: bool) -> Step:
     if copy is not None:
         return Step(Remedy.COPY, problem, copy)
+    if may_mend:
+        return Step(Remedy.MEND, problem, f"its damaged chunks, from blobs here{f' or {origin}' if origin else ''}")
     if origin is not None:
         return Step(Remedy.FETCH, problem, origin)
     kept = "; what is left of it is kept in aside/" if problem.kind is Kind.DAMAGED_BLOB else ""
@@ -271,6 +280,13 @@ def _copy(store: Store, step: Step, sources: Sources) -> str | None:
     return _fetch(store, step, sources) if sources.origin(step.problem) is not None else None
 
 
+def _mend(store: Store, step: Step, sources: Sources) -> str | None:
+    if store.has(_digest(step)):
+        return "it is here again"
+    found = sources.mend(step.problem)
+    return found or (_fetch(store, step, sources) if sources.origin(step.problem) is not None else None)
+
+
 def _fetch(store: Store, step: Step, sources: Sources) -> str | None:
     if store.has(_digest(step)):
         return "it is here again"
@@ -376,6 +392,7 @@ def _digest(step: Step) -> Digest:
 
 _DO: dict[Remedy, Callable[[Store, Step, Sources], str | None]] = {
     Remedy.COPY: _copy,
+    Remedy.MEND: _mend,
     Remedy.FETCH: _fetch,
     Remedy.REBUILD: _rebuild_manifest,
     Remedy.ASK: _ask,
