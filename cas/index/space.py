@@ -15,10 +15,10 @@ from pathlib import Path
 
 from cas.errors import CasError, NoSpaceError
 from cas.index import disk
-from cas.index.digest import Digest
 from cas.index.layout import Layout
+from cas.index.prune import Rules, plan_prune
+from cas.index.stock import take_stock
 from cas.index.store import Store
-from cas.index.usage import blobs_here
 
 _SAMPLE = 1 << 16  # bytes that are shared to find out whether two folders can share bytes: a block of any file system
 
@@ -172,17 +172,13 @@ def _advice(store: Store, short: Sequence[Shortage]) -> str:
 
 
 def reclaimable(store: Store) -> int:
-    """Return how many bytes removing everything would free that can be had again, or that no checkpoint needs."""
-    here = blobs_here(store)
-    kept: set[Digest] = set()
-    for registry, _, manifests in store.refs.all():
-        if registry != "local":
-            continue
-        for digest in manifests:
-            with contextlib.suppress(CasError):
-                if (manifest := store.refs.get(digest)) is not None:
-                    kept.update(entry.digest for entry in manifest.files if entry.digest is not None)
-    return sum(size for digest, size in here.items() if digest not in kept)
+    """Return how many bytes a prune of all that it may take would give back to the disk."""
+    return plan_prune(take_stock(store, lambda uuid: _is_ours(store, uuid)), Rules(max_size=0, at_once=True)).frees
+
+
+def _is_ours(store: Store, uuid: str) -> bool:
+    """Whether a checkpoint was added to a store, as far as its refs say: it may lie nowhere else."""
+    return all(name == "local" or name.startswith("imported:") for name in store.refs.registries(uuid))
 
 
 def left_over(layout: Layout, key: str) -> int:
