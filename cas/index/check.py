@@ -306,8 +306,12 @@ def _is_held(store: Store, digest: Digest) -> bool:
     for name in disk.names(store.home / "aside"):
         if name.startswith(f"{digest.hex}."):
             with contextlib.suppress(OSError):
-                if Digest.of_file(store.home / "aside" / name) == digest:
-                    return True
+                fd = disk.open_file(store.home / "aside" / name)
+                try:
+                    if Digest.of_file(fd) == digest:
+                        return True
+                finally:
+                    os.close(fd)
     return False
 
 

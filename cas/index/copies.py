@@ -18,7 +18,7 @@ from typing import Any
 from cas.errors import CasError
 from cas.index import disk, lines
 from cas.index.digest import Digest
-from cas.index.manifest import FileEntry, Manifest
+from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 
@@ -33,7 +33,7 @@ def peek_manifest(store: Store, digest: Digest) -> Manifest | None:
         OSError: it cannot be read.
     """
     try:
-        data = store.layout.manifest(digest).read_bytes()
+        data = disk.read_file(store.layout.manifest(digest), MAX_BYTES)
     except FileNotFoundError:
         return None
     return Manifest.parse(data) if Digest.of(data) == digest else None
@@ -114,7 +114,7 @@ class Copies:
         for name in disk.names(views):
             folder = views / name
             try:
-                stamp = json.loads((folder / "stamp.json").read_bytes())
+                stamp = json.loads(disk.read_file(folder / "stamp.json", MAX_BYTES))
                 rows = [(path, size, hex) for path, _, size, _, _, hex in stamp["files"]]
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
