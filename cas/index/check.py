@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple, TypeVar
 
 from cas.errors import CasError, ContentError
 from cas.index import disk, lines
-from cas.index.copies import peek_manifest
+from cas.index.copies import peek_manifest, stamped_views
 from cas.index.deep import Cursor, Pace
 from cas.index.digest import Digest
 from cas.index.disk import Signature
@@ -77,6 +78,8 @@ def check(
     blobs = _Blobs(store, deep=deep, put_aside=put_aside)
     with _noting(store):
         problems = list(blobs.problems(rate, anew=anew, advance=advance))
+    if deep:
+        problems += _views(store, put_aside=put_aside)
     problems += _checkpoints(store, blobs)
     problems += _stray_manifests(store)
     problems += _lines(store)
@@ -255,6 +258,29 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
             yield Problem(Kind.UNREFERENCED, store.layout.blob(digest), "no checkpoint needs it", digest, size)
 
 
+def _views(store: Store, *, put_aside: bool) -> Iterator[Problem]:
+    """Read the copies in views: the links are blobs, which were read."""
+    for name, tree, rows in stamped_views(store):
+        bad = next((path for path, kind, _, hex in rows if kind == "copy" and not _holds(tree, path, hex)), None)
+        if bad is not None and _is_digest(name):
+            text = f"its file {bad!r:.100} has other bytes than the checkpoint's; it is made again when it is wanted"
+            if put_aside:
+                with contextlib.suppress(OSError):
+                    store.drop_view(Digest(name))
+            yield Problem(Kind.DAMAGED_VIEW, tree.parent, text, Digest(name))
+
+
+def _holds(tree: Path, path: object, hex: object) -> bool:
+    try:
+        fd = disk.open_file(tree / str(path))
+    except OSError:
+        return False  # gone, or something else: no loader is given such a view
+    try:
+        return Digest.of_file(fd).hex == hex
+    finally:
+        os.close(fd)
+
+
 def _stray_manifests(store: Store) -> Iterator[Problem]:
     root = os.fspath(store.home / "manifests")
     for path, stat in _files(root):
@@ -281,7 +307,9 @@ def _lines(store: Store) -> Iterator[Problem]:
             except FileNotFoundError:  # written anew meanwhile
                 continue
             except OSError as error:
-                yield Problem(Kind.TORN_LINE, path, f"cannot be read: {error.strerror}; every reader passes over it")
+                is_file = S_ISREG(path.lstat().st_mode)
+                text = f"cannot be read: {error.strerror or error}; every reader passes over it"
+                yield Problem(Kind.TORN_LINE if is_file else Kind.STRAY_FILE, path, text)
                 continue
             if torn.count:
                 text = f"{torn.count} lines are damaged and are skipped by every reader"

@@ -39,6 +39,21 @@ def peek_manifest(store: Store, digest: Digest) -> Manifest | None:
     return Manifest.parse(data) if Digest.of(data) == digest else None
 
 
+def stamped_views(store: Store) -> Iterator[tuple[str, Path, list[tuple[Any, Any, Any, Any]]]]:
+    """Yield of each view its name, its tree, and what its stamp says of files: path, kind, size, hex; not believed."""
+    views = store.layout.views
+    for name in disk.names(views):
+        try:
+            stamp = json.loads(disk.read_file(views / name / "stamp.json", MAX_BYTES))
+            yield (
+                name,
+                views / name / "tree",
+                [(path, kind, size, hex) for path, kind, size, _, _, hex in stamp["files"]],
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+
+
 @dataclass(frozen=True, slots=True)
 class _Tree:
     """A folder that had the files of a manifest: relative path -> size and hex of the digest."""
@@ -110,16 +125,9 @@ class Copies:
         return [*self._views(), *self._targets()]
 
     def _views(self) -> Iterator[_Tree]:
-        views = self._store.layout.views
-        for name in disk.names(views):
-            folder = views / name
-            try:
-                stamp = json.loads(disk.read_file(folder / "stamp.json", MAX_BYTES))
-                rows = [(path, size, hex) for path, _, size, _, _, hex in stamp["files"]]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if (files := _plain(rows)) is not None:
-                yield _Tree(name, folder / "tree", files)
+        for name, folder, rows in stamped_views(self._store):
+            if (files := _plain((path, size, hex) for path, _, size, hex in rows)) is not None:
+                yield _Tree(name, folder, files)
 
     def _targets(self) -> Iterator[_Tree]:
         last: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -29,6 +30,7 @@ CACHEDIR_TAG = (
 )
 
 
+_NO_FILE = {errno.EINVAL, errno.ELOOP, errno.EFBIG, errno.ENXIO}  # somebody put a folder, link or pipe in its place
 _HOME = Path()  # stands for: in the home
 
 
@@ -275,14 +277,16 @@ def read_format(root: Path) -> Format:
         raise UsageError(f"the store's home {root} is not a folder; set CAS_HOME to one") from error
     except PermissionError as error:
         raise NotAllowedError(f"cannot read the store's home {root}; set CAS_HOME to a folder of yours") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
         # A power cut can leave it empty. Nothing in it is needed to read the store, so it is made again.
-        if (root / "blobs").is_dir() or path.stat().st_size == 0:
+        if (root / "blobs").is_dir() or path.lstat().st_size == 0:
             try:
                 disk.unlink(path)
             except OSError as refused:
-                message = f"{path} is damaged, and only its owner can make it again: with any command of cas"
-                raise NotAllowedError(message) from refused
+                message = f"{path} is damaged, and cannot be removed: {refused.strerror}; who removes it lets cas make"
+                raise NotAllowedError(f"{message} it again") from refused
             raise FileNotFoundError(path) from error
         raise ContentError(f"{path} is damaged; if {root} is a store, delete that file and try again") from error
     if found != FORMAT:

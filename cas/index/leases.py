@@ -38,6 +38,7 @@ log = logging.getLogger("cas.index")
 BEAT = 20.0  # seconds between two heartbeats
 TTL = 120.0  # seconds without one after which a lease has ended; other hosts may see a heartbeat 60 s late (NFS)
 _BEAT = "beat"
+_SAID = 4096  # bytes of a heartbeat that says who it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def _read(folder: Path) -> Lease:
 
 def _who(beat: Path) -> str:
     try:
-        said = json.loads(beat.read_bytes())
+        said = json.loads(disk.read_file(beat, _SAID))
         return f"{said['command']} (process {said['pid']} on {said['host']})"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "a process that does not say who it is"

@@ -16,9 +16,10 @@ class Kind(StrEnum):
     MISSING_BLOB = "missing blob"  # a manifest names it: legal, but the checkpoint cannot be loaded without its origin
     DAMAGED_MANIFEST = "damaged manifest"
     MISSING_MANIFEST = "missing manifest"  # a ref names it
+    DAMAGED_VIEW = "damaged view"  # a copy in it has other bytes; it is taken away
     MISSING_REF = "missing ref"  # of a checkpoint that was added here, and of which nothing says what it consists of
     TORN_LINE = "torn line"  # in facts or records
-    STRAY_FILE = "stray file"  # a name in blobs/ or manifests/ that is no digest
+    STRAY_FILE = "stray file"  # a name in blobs/ or manifests/ that is no digest; no file where lines belong
     WRITABLE = "writable blob"
     UNREFERENCED = "unreferenced blob"  # no checkpoint needs it
     ABANDONED = "abandoned transfer"
@@ -32,13 +33,14 @@ class Severity(StrEnum):
     DEBRIS = "debris"  # takes room, harms nobody
 
 
-_DEBRIS = {Kind.UNREFERENCED, Kind.ABANDONED, Kind.ASIDE}
+_DEBRIS = {Kind.UNREFERENCED, Kind.ABANDONED, Kind.ASIDE, Kind.DAMAGED_VIEW}
 
 REMEDIES = {
     Kind.DAMAGED_BLOB: "brings the bytes back, from a copy on this disk or from the origin; then the damaged file goes",
     Kind.MISSING_BLOB: "brings the bytes back, from a copy on this disk or from the origin",
     Kind.DAMAGED_MANIFEST: "makes it again, from a view, a downloaded folder or the origin, where its digest comes out",
     Kind.MISSING_MANIFEST: "makes it again, from a view, a downloaded folder or the origin, where its digest comes out",
+    Kind.DAMAGED_VIEW: "takes it away; it is made again when it is wanted",
     Kind.MISSING_REF: "makes it again, if one manifest here has exactly the files of the checkpoint's record",
     Kind.TORN_LINE: "writes the file anew without them, if it is yours",
     Kind.STRAY_FILE: "moves it into aside/",

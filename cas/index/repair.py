@@ -145,6 +145,7 @@ _ALWAYS = {
     Kind.STRAY_FILE: Remedy.MOVE,
     Kind.ABANDONED: Remedy.REMOVE,
     Kind.ASIDE: Remedy.REMOVE,
+    Kind.DAMAGED_VIEW: Remedy.REMOVE,
 }
 
 # Manifests first: what they name is known then. What is aside last: what it was may be here again by then.
@@ -353,6 +354,9 @@ def _remove(store: Store, step: Step, _: Sources) -> str | None:
             return "it is gone, or in use, by now"
         disk.remove_tree(problem.path)
         return "removed"
+    if problem.kind is Kind.DAMAGED_VIEW:
+        store.drop_view(_digest(step))
+        return "taken away; it is made again when it is wanted"
     store.blobs.drop_healed()
     if not problem.path.exists():
         return "removed: what it was is here, whole"

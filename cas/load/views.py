@@ -29,7 +29,7 @@ from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
 from cas.index.home import OVERLAYS
-from cas.index.manifest import FileEntry, Manifest
+from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
 from cas.index.mounts import file_system
 from cas.index.store import Store, explained
 from cas.load.names import check_names
@@ -184,7 +184,7 @@ class _Stamp:
     def read(cls, path: Path) -> _Stamp | None:
         """Return a stamp, or None if there is none that is whole."""
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(disk.read_file(path, MAX_BYTES))
             if data["format"] != _FORMAT:
                 return None
             return cls(data["boot"], data["sealed"], data["folders"], tuple(map(_File.from_json, data["files"])))
