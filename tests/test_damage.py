@@ -6,6 +6,7 @@ a chosen hard link, a pin, a lease, an interrupted transfer. One file is damaged
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -22,7 +23,7 @@ from stores import OTHER_UUID, UUID, lies
 from cas import repairing
 from cas.adding import add
 from cas.checkpoint import Checkpoint
-from cas.cli import main
+from cas.cli import commands, main
 from cas.config import Progress, Settings
 from cas.errors import CasError
 from cas.index.digest import Digest
@@ -37,6 +38,9 @@ BYTES = random.Random(8)
 FAR = {"model": BYTES.randbytes(30_000), "code/a.py": b"a = 1\n", "same": b"in both" * 1000}
 MINE = {"weights": BYTES.randbytes(20_000), "code/b.py": b"b = 2\n", "same": b"in both" * 1000, "empty": b""}
 REGISTRY = "http://master"
+
+
+BUILT = functools.cache(commands.build)  # the parser of all commands, once: making it takes longer than most of them
 
 
 @dataclass
@@ -90,6 +94,7 @@ def home(origin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     base = Path(tempfile.mkdtemp(dir=_memory()))
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(base / "user"))
+    monkeypatch.setattr(commands, "build", BUILT)
     monkeypatch.chdir(base)
     handlers, interrupt = logging.getLogger("cas").handlers[:], signal.getsignal(signal.SIGINT)
     try:
