@@ -20,7 +20,7 @@ ACCEPTED = (
     " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files)"
 )
 _STATE_DICTS = ("state_dict.pth", "determined/state_dict.pth", "pedl/state_dict.pth", "checkpoint.pt")
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -122,7 +122,10 @@ def _real(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise CasError(f"the determined package is installed, and {module} cannot be imported: {error}") from error
+        raise CasError(
+            f"the determined package is installed, and {module} cannot be imported ({error}); without that package, cas"
+            " has a stand-in for it"
+        ) from error
 
 
 __all__ = ["build_trial", "keras_context", "torch_context"]

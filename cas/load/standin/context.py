@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cas.load.standin.lacking import Lacking
@@ -102,3 +103,14 @@ class TrialContext:
     def get_stop_requested(self) -> bool:
         """Return False."""
         return False
+
+    def set_stop_requested(self, stop_requested: bool) -> None:  # noqa: FBT001 - as the real one
+        """Do nothing."""
+
+    def get_initial_batch(self) -> int:
+        """Return 0: nothing is trained."""
+        return 0
+
+    def get_tensorboard_path(self) -> Path:
+        """Return a folder that is not there: nothing is written."""
+        return Path("tensorboard")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cas.load.standin.context import TrialContext
 from cas.load.standin.lacking import Lacking, lacks, placeholder
+from cas.load.standin.silent import Silent
 
 _MODULE = "determined.pytorch"
 
@@ -55,6 +56,37 @@ class PyTorchTrialContext(TrialContext):
 
     def set_profiler(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
+
+    def disable_dataset_reproducibility_checks(self) -> None:
+        """Do nothing."""
+
+    def disable_auto_to_device(self) -> None:
+        """Do nothing."""
+
+    def reduce_metrics(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    def autocast_forward_pass(self, to_wrap: Any) -> Any:
+        """Return the model as it is: nothing runs in half precision here."""
+        return to_wrap
+
+    def set_enable_tensorboard_logging(self, enable_tensorboard_logging: bool) -> None:  # noqa: FBT001 - as the real one
+        """Do nothing."""
+
+    def get_enable_tensorboard_logging(self) -> bool:
+        """Return False."""
+        return False
+
+    def get_tensorboard_writer(self) -> Any:
+        """Return what writes nothing."""
+        return Silent()
+
+    @property
+    def n_gpus(self) -> int:
+        """Return 0: models are built on the processor."""
+        return 0
+
+    num_gpus = n_gpus
 
     def get_model(self) -> Any:
         """Return the first model."""
@@ -185,6 +217,15 @@ class Record(_Count):
     """A number of records."""
 
 
+class ClipGradsL2Norm(PyTorchCallback):
+    """Clips nothing; old trials return it from `build_callbacks`."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+ClipGradsL2Value = ClipGradsL2Norm
+TrainUnit = _Count
 TorchData = Any
 Trainer = placeholder(f"{_MODULE}.Trainer")
 PyTorchExperimentalContext = PyTorchTrialContext

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from cas.load.standin.context import TrialContext
 from cas.load.standin.lacking import lacks, placeholder
+from cas.load.standin.silent import Silent
 
 _MODULE = "determined.keras"
 
@@ -21,9 +22,17 @@ class TFKerasTrialContext(TrialContext):
         """Return the data set."""
         return dataset
 
-    def wrap_optimizer(self, optimizer: Any) -> Any:
+    def wrap_optimizer(self, optimizer: Any, *_: Any, **__: Any) -> Any:
         """Return the optimizer."""
         return optimizer
+
+    def configure_fit(self, *_: Any, **__: Any) -> None:
+        """Do nothing: nothing is trained."""
+
+    @property
+    def experimental(self) -> Silent:
+        """What caches data sets: takes every call."""
+        return Silent()
 
 
 class TFKerasTrial:
@@ -33,6 +42,23 @@ class TFKerasTrial:
         self.context = context
 
 
+class TFKerasTrainConfig(NamedTuple):
+    """What `configure_fit` collects."""
+
+    training_data: Any = None
+    validation_data: Any = None
+    callbacks: Any = None
+
+
+class SequenceAdapter(Silent):
+    """Feeds nothing."""
+
+
+class TFKerasTensorBoard(Silent):
+    """Writes nothing."""
+
+
+ArrayLike = Any
 DeterminedCallback = placeholder(f"{_MODULE}.DeterminedCallback")
 TFKerasContext = TFKerasTrialContext
 InputData = Any

@@ -1,0 +1,177 @@
+"""The code of checkpoints without the `determined` package, and with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cas.errors import CasError
+from cas.load.loading import load_folder
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+TWO_MODELS = Path(__file__).parent / "data" / "checkpoints" / "a_two_models"
+
+
+def trial_checkpoint(folder: Path, code: str, **said: Any) -> Any:
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(textwrap.dedent(code))
+    layer = torch.nn.Linear(2, 1)
+    torch.save({"models_state_dict": [layer.state_dict()], "optimizers_state_dict": [{}]}, folder / "state_dict.pth")
+    load_data = {"trial_type": "PyTorchTrial", "trial_cls_spec": "model_def:T", "hparams": {"lr": 0.5}, **said}
+    (folder / "load_data.json").write_text(json.dumps(load_data))
+    return layer
+
+
+def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
+    code = """
+        import logging
+        import torch
+        import determined as det
+        from determined import core, experimental, pytorch
+        from determined.experimental import client
+        from determined.pytorch import (
+            ClipGradsL2Norm, DataLoader, LRScheduler, MetricReducer, PyTorchCallback, PyTorchTrial, PyTorchTrialContext,
+            Reducer, TorchData, reset_parameters, samplers,
+        )
+        from determined.tensorboard.metric_writers.pytorch import TorchWriter
+
+        logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT)
+        INFO = det.get_cluster_info()
+
+        class Accuracy(MetricReducer):
+            pass
+
+        class Stop(PyTorchCallback):
+            def on_validation_end(self, metrics):
+                pass
+
+        class T(PyTorchTrial):
+            def __init__(self, context: PyTorchTrialContext) -> None:
+                super().__init__(context)
+                assert INFO is None and hasattr(det, "pytorch") and not hasattr(det, "no_such_thing")
+                self.logger = TorchWriter()
+                self.logger.writer.add_scalar("loss", 1.0, 0)
+                context.experimental.disable_dataset_reproducibility_checks()
+                context.experimental.use_amp()
+                self.accuracy = context.wrap_reducer(Accuracy(), for_training=False)
+                model = torch.nn.Linear(2, 1).to(context.device)
+                self.model = context.wrap_model(model)
+                self.optimizer = context.wrap_optimizer(
+                    torch.optim.Adam(self.model.parameters(), lr=context.get_hparam("lr")), backward_passes_per_step=2)
+                self.model, self.optimizer = context.configure_apex_amp(self.model, self.optimizer)
+                self.scaler = context.wrap_scaler(object())
+                scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+                self.scheduler = context.wrap_lr_scheduler(scheduler, step_mode=LRScheduler.StepMode.MANUAL_STEP)
+                assert context.distributed.get_rank() == 0 and context.distributed.size == 1
+                assert context.get_experiment_config()["name"] == "e" and context.get_data_config() == {"path": "x"}
+                assert not context.is_epoch_start() and context.get_trial_seed() == 7 and context.n_gpus == 0
+                assert len(list(DataLoader([1, 2, 3, 4], batch_size=2))) == 2
+                self.callbacks = {"clip": ClipGradsL2Norm(1.0), "stop": Stop()}
+                try:
+                    context.get_hparam("absent")
+                except KeyError:
+                    self.looked = True
+
+            def build_callbacks(self):
+                return self.callbacks
+    """
+    config = {"name": "e", "data": {"path": "x"}, "reproducibility": {"experiment_seed": 7}}
+    layer = trial_checkpoint(tmp_path, code, experiment_config=config)
+    trial = load_folder(tmp_path, whole=True)
+    assert torch.equal(trial.model.weight, layer.weight)
+    assert trial.looked
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("from determined import FancyThing", r"determined\.FancyThing"),
+        ("import determined as det; det.fancy()", r"determined\.fancy"),
+        ("from determined.pytorch import FancyThing", r"determined\.pytorch\.FancyThing"),
+        ("from determined.pytorch.samplers import Fancy", r"determined\.pytorch\.samplers\.Fancy"),
+        ("from determined.pytorch.deepspeed import DeepSpeedTrial", r"determined\.pytorch\.deepspeed"),
+        ("import determined.common.api", r"determined\.common"),
+        (
+            "from determined.experimental import client; client.get_checkpoint('x')",
+            r"experimental\.client\.get_checkpoint",
+        ),
+        ("from determined import core; core.init()", r"determined\.core\.init"),
+        ("from determined import pytorch; pytorch.init()", r"determined\.pytorch\.init"),
+        ("from determined import pytorch; pytorch.Trainer(1)", r"determined\.pytorch\.Trainer"),
+        ("from determined.pytorch.samplers import SkipSampler; SkipSampler([], 1)", r"samplers\.SkipSampler"),
+    ],
+)
+def test_what_it_lacks_is_one_line_that_names_it(tmp_path: Path, line: str, missing: str) -> None:
+    code = f"{line}\nfrom determined.pytorch import PyTorchTrial\n\n\nclass T(PyTorchTrial):\n    pass\n"
+    trial_checkpoint(tmp_path, code)
+    with pytest.raises(CasError, match=f"{missing}.*install determined to load it") as caught:
+        load_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_lightning_adapter_wraps_its_module(tmp_path: Path) -> None:
+    code = """
+        import torch
+        from determined.pytorch.lightning import LightningAdapter
+
+        class T(LightningAdapter):
+            def __init__(self, context):
+                super().__init__(context, lightning_module=torch.nn.Linear(2, 1))
+    """
+    layer = trial_checkpoint(tmp_path, code)
+    assert torch.equal(load_folder(tmp_path).weight, layer.weight)
+
+
+@pytest.mark.slow
+def test_the_package_is_used_where_it_is_installed(tmp_path: Path) -> None:
+    # The real one was tried by hand (0.38.1); this one says who was called.
+    package = tmp_path / "site" / "determined"
+    (package / "pytorch").mkdir(parents=True)
+    (package / "__init__.py").write_text("from . import pytorch\n")
+    (package / "pytorch" / "__init__.py").write_text(
+        textwrap.dedent(
+            """
+            class PyTorchTrial:
+                def __init__(self, context):
+                    pass
+
+            class CheckpointLoadContext:
+                def __init__(self, hparams=None, exp_conf=None):
+                    self.models = []
+                    self.said = hparams, exp_conf
+
+                def wrap_model(self, model):
+                    self.models.append(model)
+                    return model
+
+                def wrap_optimizer(self, optimizer):
+                    return optimizer
+            """
+        )
+    )
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "site")!r})
+        from pathlib import Path
+        from cas.load.loading import load_folder
+        trial = load_folder(Path({str(TWO_MODELS)!r}))
+        import determined
+        assert isinstance(trial, determined.pytorch.PyTorchTrial)
+        assert type(trial.context) is determined.pytorch.CheckpointLoadContext
+        assert trial.context.said == ({{}}, None), trial.context.said
+        del determined.pytorch.CheckpointLoadContext
+        try:
+            load_folder(Path({str(TWO_MODELS)!r}))
+        except Exception as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True)
+    assert "older than 0.21" in done.stdout.decode()
