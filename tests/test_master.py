@@ -6,6 +6,7 @@ import json
 import logging
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from master_simulator import Data, Simulator
 
+from cas import Determined
 from cas.config import DeterminedEnvironment, Settings
 from cas.errors import (
     AuthenticationError,
@@ -184,7 +186,6 @@ def test_what_is_added_while_pages_are_read_does_not_hide_others(environment: De
         registry = ask(server.url)
         registry.experiment(1)  # logs in
         server.faults("ok slow:0.5")
-        import threading
 
         def add_at_the_front() -> None:
             for _ in range(100):
@@ -199,6 +200,26 @@ def test_what_is_added_while_pages_are_read_does_not_hide_others(environment: De
         found = {one.uuid for one in registry.experiment_checkpoints(1)}
         adding.join()
     assert found >= {uuid(n) for n in range(10, PAGE + 20)}
+
+
+def test_what_is_removed_while_pages_are_read_does_not_hide_others(ask: Ask) -> None:
+    some = Data()
+    some.experiment(1, **LOSS)
+    some.trial(1, 1)
+    for n in range(PAGE + 20):
+        some.checkpoint(uuid(n), trial=1)
+    with Simulator(some) as server:
+        registry = ask(server.url)
+        registry.experiment(1)  # logs in
+        server.faults("ok slow:1")
+        found: list[CheckpointRecord] = []
+        reading = threading.Thread(target=lambda: found.extend(registry.experiment_checkpoints(1)))
+        reading.start()
+        while sum(one["path"].endswith("checkpoints") for one in server.requests()) < 1:
+            time.sleep(0.01)
+        server.remove(uuid(0))  # all later ones move to an earlier place: one of them between the pages
+        reading.join()
+    assert {one.uuid for one in found} == {uuid(n) for n in range(1, PAGE + 20)}
 
 
 def test_unknown_ids_are_not_found_and_the_master_is_named(quiet: Simulator, ask: Ask) -> None:
@@ -598,6 +619,18 @@ def test_a_certificate_and_a_name_that_were_given_are_trusted(secure: Simulator,
         ask(secure.url, tls=Tls(certificates=pem)).version()  # it is not for 127.0.0.1
     with pytest.raises(MasterError, match="certificate is refused"):
         ask(secure.url, tls=Tls(certificates=pem, name="other.example")).version()
+
+
+def test_the_arguments_of_the_client_are_those_of_the_other_one_in_its_order(
+    secure: Simulator, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DET_DEBUG_CONFIG_PATH", str(tmp_path / "determined"))
+    pem = str(certificate.with_name("cert.pem"))
+    assert Determined(secure.url, "alice", "wonder", pem, "master.example").get_experiment(2).id == 2
+    assert Determined(secure.url, "alice", "wonder", None, None, True).get_experiment(2).id == 2
+    with pytest.raises(UsageError, match="contradict"):
+        Determined(secure.url, cert_path=pem, noverify=True)
 
 
 def test_noverify_asks_with_no_warning(secure: Simulator, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
