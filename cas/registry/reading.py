@@ -76,8 +76,11 @@ class Reader:
         return self._value.get(name)
 
     def inner(self, name: str) -> Reader:
-        """Return a field that is an object; an absent one reads as empty."""
-        return Reader(self.mapping(name) or {}, f"{self._subject}: {name}")
+        """Return a field that is an object; an absent one reads as empty. It is read only as far as it is asked for."""
+        value = self._value.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._wrong(name)
+        return Reader(value or {}, f"{self._subject}: {name}")
 
     def text(self, name: str) -> str | None:
         """Return a field that is text."""
