@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields
 
 import pytest
-from cli import SCRIPTS, Shell
+from cli import SCRIPTS, Shell, stocked_shell
 
 from cas.config import Settings
 
@@ -143,3 +143,66 @@ def test_extras_are_listed_without_importing_them(shell):
     extras = json.loads(done.stdout)["extras"]
     assert set(extras) == {"s3", "torch", "tensorflow"}
     assert set(extras["s3"]) == {"obstore", "botocore", "isal", "awscrt"}
+
+
+# --- the home and what lies below it ----------------------------------------------------------------------------
+
+
+def messages(shell: Shell, code: int = 0) -> dict[str, str]:
+    return {one["message"]: one["remedy"] for one in found(shell, code=code)["findings"]}
+
+
+def test_a_private_store_is_described(tmp_path):
+    shell = stocked_shell(tmp_path)
+    home = found(shell)["home"]
+    assert (home["store"], home["group"], home["sealed"], home["lock_kind"]) == (True, None, False, "flock")
+    assert (home["index"], home["views"]) == (str(shell.home), str(shell.home / "views"))
+    assert (home["blobs"], home["proven"]) == (3, 1.0)
+    text = shell.run("doctor").ok.out
+    assert "private" in text and "100% of 3 blobs need not be read after a reboot" in text
+    assert not list(shell.home.glob("index-*.new"))
+
+
+def test_a_groups_store_and_wrong_modes_are_described(tmp_path):
+    shell = stocked_shell(tmp_path)
+    shell.variables["CAS_SHARED"] = "group"
+    assert messages(shell)["CAS_SHARED=group, but the store was made private"] == "`cas share --group NAME`"
+    shell.run("share").ok  # noqa: B018
+    home = found(shell)["home"]
+    assert home["group"] is not None and not home["index"].startswith(str(shell.home))
+    for mode, words in ((0o2770, "replace each other's folders"), (0o770, "not the group's"), (0o777, "everybody")):
+        shell.home.chmod(mode)
+        assert any(words in message for message in messages(shell, code=1))
+
+
+def test_a_sealed_store_says_what_to_set(tmp_path):
+    shell = stocked_shell(tmp_path)
+    shell.run("seal").ok  # noqa: B018
+    ((message, remedy),) = [one for one in messages(shell).items() if "sealed" in one[0]]
+    assert "nothing can be added" in message and f"CAS_READ_ONLY_STORES={shell.home}" in remedy
+    assert "cas seal --undo" in remedy
+    assert "yes: nothing changes it" in shell.run("doctor").ok.out
+
+
+def test_layers_are_described_each(tmp_path):
+    shell = stocked_shell(tmp_path)
+    shell.run("seal").ok  # noqa: B018
+    shell.home.rename(tmp_path / "below")
+    layers = [tmp_path / "below", tmp_path / "nothing", shell.home]
+    shell.variables["CAS_READ_ONLY_STORES"] = os.pathsep.join(map(str, layers))
+    shell.run("ls").ok  # noqa: B018
+    told = messages(shell)
+    assert told[f"the layer {tmp_path / 'nothing'} is not used: there is no store"].startswith("correct")
+    assert told[f"{shell.home} is the home itself, and no layer"] == "take it out of read_only_stores"
+    text = shell.run("doctor").ok.out
+    assert f"layer {tmp_path / 'below'}" in text and "sealed, 100% of 3 blobs" in text
+    assert os.pathsep.join(map(str, layers)) in text
+
+
+def test_a_network_file_system_and_what_is_said_of_it_are_named(tmp_path):
+    shell = stocked_shell(tmp_path)
+    shell.variables["CAS_NETWORK"] = "yes"
+    home = found(shell)["home"]
+    assert home["on_network"] and not home["index"].startswith(str(shell.home))
+    assert "yes (setting: yes); locks by lease" in shell.run("doctor").ok.out
+    assert not any("network" in message for message in messages(shell))

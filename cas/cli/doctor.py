@@ -7,11 +7,12 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
+from cas.cli.homes import Finding, Homes
 from cas.cli.parser import add_command, add_form
 from cas.config import config_file, explain
 
@@ -24,7 +25,6 @@ _EXTRAS = {
     "torch": ("torch", "numpy", "picklescan"),
     "tensorflow": ("tensorflow",),
 }
-_LITTLE_SPACE = 5 << 30  # bytes: less than many a checkpoint has
 
 
 def register(groups: Any) -> None:
@@ -41,15 +41,6 @@ def register(groups: Any) -> None:
     add_form(parser)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that stands in the way, and the remedy; not `serious`: things work, but not as they could."""
-
-    message: str
-    remedy: str
-    serious: bool = False
-
-
 def doctor(args: argparse.Namespace) -> int:
     """Print everything; exit code 1 if something serious was found."""
     from cas.index.probe import probe
@@ -58,13 +49,16 @@ def doctor(args: argparse.Namespace) -> int:
     home = Path(str(next(one.value for one in settings if one.name == "home"))).expanduser()
     abilities = probe(home)
     command, module, extras = _find_det(), _find_module(), {name: _versions(name) for name in _EXTRAS}
-    findings = [*_wrong_settings(settings), *_about_home(home, abilities), *_about_det(command), *_about_module(module)]
+    homes = Homes.look(home, settings)
+    findings = [*_wrong_settings(settings), *homes.findings(abilities), *_about_det(command), *_about_module(module)]
     if args.json:
+        main, layers = homes.to_json()
         output.say_json(
             versions=_own_versions(),
             settings=[{**asdict(one), "value": _shown(one)} for one in settings],
             config_file=str(config_file()),
-            home={"path": str(home), "exists": home.exists(), **asdict(abilities)},
+            home={**main, "path": str(home), "exists": home.exists(), **asdict(abilities)},
+            layers=layers,
             det=command,
             module=module,
             extras=extras,
@@ -73,7 +67,7 @@ def doctor(args: argparse.Namespace) -> int:
     else:
         _print_versions(extras)
         _print_settings(settings)
-        _print_home(home, abilities)
+        _print_home(home, abilities, homes)
         _print_names(command, module)
         _print_findings(findings)
     return int(any(finding.serious for finding in findings))
@@ -136,27 +130,6 @@ def _wrong_settings(settings: tuple[Explained, ...]) -> list[Finding]:
     return [Finding(one.error, f"correct it: {one.doc}", serious=True) for one in settings if one.error]
 
 
-def _about_home(home: Path, abilities: Abilities) -> list[Finding]:
-    found = []
-    if home.exists() and not home.is_dir():
-        found.append(Finding(f"the home {home} is no folder", "set CAS_HOME to one", serious=True))
-    elif not abilities.writable:
-        remedy = "set CAS_HOME to a folder of yours"
-        found.append(Finding(f"{abilities.folder} cannot be written", remedy, serious=True))
-    elif abilities.hard_links is False:
-        found.append(Finding("no hard links here: views are made of symlinks", "put CAS_HOME on another disk"))
-    if abilities.network:
-        message = f"the home is on {abilities.file_system}, which counts as a network file system"
-        found.append(Finding(message, "put CAS_HOME on a local disk if you can: it is faster and safer"))
-    if abilities.writable and abilities.locks is False:
-        message = "locks do nothing here: results stay right, but work may be done twice"
-        found.append(Finding(message, "put CAS_HOME on a local disk"))
-    if abilities.free < _LITTLE_SPACE:
-        message = f"only {output.size(abilities.free)} are free"
-        found.append(Finding(message, "`cas du` shows what the store holds, `cas rm` removes"))
-    return found
-
-
 def _about_det(command: dict[str, Any]) -> list[Finding]:
     if command["path"] is None:
         scripts = Path(sys.executable).parent
@@ -199,13 +172,13 @@ def _print_settings(settings: tuple[Explained, ...]) -> None:
 def _shown(one: Explained) -> str | None:
     if one.value is None:
         return None
-    text = str(one.value)
+    text = os.pathsep.join(map(str, one.value)) if isinstance(one.value, tuple) else str(one.value)
     scheme, separator, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if separator else text  # with no password
 
 
-def _print_home(home: Path, abilities: Abilities) -> None:
+def _print_home(home: Path, abilities: Abilities, homes: Homes) -> None:
     words = {True: "yes", False: "no", None: "not tried"}
     rows = [
         ("path", home if home.exists() else f"{home} (made when it is needed)"),
@@ -215,6 +188,7 @@ def _print_home(home: Path, abilities: Abilities) -> None:
         ("locks", words[abilities.locks]),
         ("hard links", words[abilities.hard_links]),
         ("reflinks", words[abilities.reflinks]),
+        *homes.rows(),
     ]
     output.say("\n" + output.table(("home", ""), rows))
 
