@@ -24,7 +24,7 @@ def install_vendor(shell: Shell, main: str) -> None:
     shell.variables["PYTHONPATH"] = f"{shell.folder / 'vendor'}{os.pathsep}{shell.environment['PYTHONPATH']}"
 
 
-@pytest.mark.parametrize("words", [("user", "login", "me"), ("-m", "http://h", "trial", "kill", "7"), ("e", "list")])
+@pytest.mark.parametrize("words", [("master", "info"), ("-m", "http://h", "trial", "kill", "7"), ("e", "list")])
 def test_words_of_the_vendor_are_handed_over_as_they_are(shell, words):
     install_vendor(shell, "print(sys.argv, list(args)); sys.exit(5)")
 
@@ -65,16 +65,16 @@ def test_without_the_vendor_one_line_says_what_ours_does(shell):
 def test_without_the_vendor_a_slip_is_corrected(shell):
     assert "did you mean `det trial`?" in shell.run("trail", "download", "7", program="det").line
     assert "did you mean `det trial download`?" in shell.run("trial", "dowload", "7", program="det").line
-    for word in ("user", "experiment", "master", "task", "model", "version", "template", "shell"):
+    for word in ("notebook", "master", "task", "model", "version", "template", "shell"):
         assert "install the vendor's package" in shell.run(word, program="det").line
 
 
 def test_cas_never_hands_over(shell):
     install_vendor(shell, "sys.exit(5)")
 
-    ended = shell.run("user", "login")
+    ended = shell.run("notebook", "start")
 
-    assert (ended.code, ended.line) == (2, "cas: no command is called 'user'; see cas --help")
+    assert (ended.code, ended.line) == (2, "cas: no command is called 'notebook'; see cas --help")
 
 
 def test_a_second_ctrl_c_ends_what_does_not_want_to_end(shell):
@@ -83,7 +83,7 @@ def test_a_second_ctrl_c_ends_what_does_not_want_to_end(shell):
     )
     install_vendor(shell, f"import time\n    {stubborn}")
 
-    with shell.start("user", "login", program="det") as process:
+    with shell.start("notebook", "start", program="det") as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "wait\n"

@@ -13,7 +13,7 @@ def tree() -> list[tuple[int, str, int]]:
     """The drawing in the docstring: depth, name, exit code."""
     found = []
     for line in (errors.__doc__ or "").splitlines():
-        if drawn := re.match(r"    ([│├└─ ]*)(\w+Error)\b.*?\s(\d)  ", line):
+        if drawn := re.match(r"    ([│├└─ ]*)(\w+Error)\b.*?\s(\d+)  ", line):
             found.append((len(drawn[1]) // 4, drawn[2], int(drawn[3])))
     return found
 

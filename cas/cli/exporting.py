@@ -75,7 +75,7 @@ def _register_import(groups: Any) -> None:
         " is here already is passed over",
         what="import the file",
         usage="FILE",
-        example="$ import model.tar\n$ import - < model.tar",
+        example="$ import model.tar\ncat model.tar | $ import -",
         again="what came is kept: run the same command again to go on",
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="what export wrote; - is stdin")
