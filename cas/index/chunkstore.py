@@ -65,9 +65,11 @@ class Chunks:
                 log.info("the part list of %s cannot be kept: %s", digest, error)
 
     def forget(self, digest: Digest) -> None:
-        """Remove the lists of a blob that was deleted."""
+        """Remove the lists of a blob that was deleted. Raises nothing: they are only hints."""
         for path in (self._layout.chunks(digest), self._parts(digest)):
-            disk.unlink(path)
+            with contextlib.suppress(OSError):
+                if path.exists():
+                    disk.unlink(path)
 
     def _parts(self, digest: Digest) -> Path:
         path = self._layout.chunks(digest)
