@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,14 @@ from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.origins import Origin
+from cas.pulling import record_for_url
 from cas.registry.local import LOCAL
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
 from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
 from cas.transfer.preview import Preview, preview
+from cas.transfer.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
@@ -53,9 +55,17 @@ class Checkpoint(Described):
     """
 
     def __init__(
-        self, record: CheckpointRecord, *, settings: Settings | None = None, registry: Registry | None = None
+        self,
+        record: CheckpointRecord,
+        *,
+        settings: Settings | None = None,
+        registry: Registry | None = None,
+        selection: Selection = EVERYTHING,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(record, settings=settings or Settings.load(), registry=registry)
+        self._selection = selection  # which files this object stands for
+        self._options = options  # storage_options of a place that a URL names
         self.link_report: LinkReport | None = None  # what the last download() did in the user's folder
         self.pull_report: PullReport | None = None  # what it transferred; None if everything was here
         self.was_here = False  # add() found the same files in the store already
@@ -67,10 +77,72 @@ class Checkpoint(Described):
         return self.record.registry == LOCAL or not self.record.experiment_config.get("checkpoint_storage")
 
     @property
+    def _origin(self) -> Origin:
+        return Origin(self.record, self.settings, self._master, self._options, self._selection)
+
+    @property
     def _master(self) -> HandsOutFiles | None:
         """Who is asked for the files where the storage cannot be reached."""
         registry = self._registry
         return registry if isinstance(registry, Remembering) and registry.name == self.record.registry else None
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        files: Iterable[str] = (),
+        storage_options: Mapping[str, Any] | None = None,
+        settings: Settings | None = None,
+    ) -> Checkpoint:
+        """Return what lies at a URL as a checkpoint: a bucket's prefix, a folder, an HTTP index, a hub through fsspec.
+
+            model = Checkpoint.from_url("s3://models/llama-8b", include=["*.safetensors", "*.json"]).view()
+
+        Nothing is fetched before its files are asked for; then only what is wanted, and never what is here. Nothing of
+        it runs (pickles, code) until the user trusts it: `cas trust UUID`, or `trust="scan"` with `load`.
+
+        Args:
+            url: the place; also the path of a folder on this host.
+            include: patterns of the files that are wanted (`*.json`, `folder/`); default: all.
+            exclude: patterns of those that are not.
+            files: over HTTP, the files below the URL, for servers with no index.
+            storage_options: for fsspec, or `{"headers": {…}}` for HTTP; they may hold keys, and are never written.
+            settings: default `Settings.load()`.
+
+        Raises:
+            UsageError: the URL means nothing, or has credentials in it.
+        """
+        chosen = settings or Settings.load()
+        selection = Selection.of(include, exclude)
+        record = record_for_url(url, files=files, options=storage_options, settings=chosen)
+        return cls(record, settings=chosen, selection=selection, options=storage_options)
+
+    def only(
+        self, include: str | Iterable[str] | None = None, exclude: str | Iterable[str] | None = None
+    ) -> Checkpoint:
+        """Return the same checkpoint with some of its files only, for `download`, `view` and `load`; see `from_url`.
+
+        Raises:
+            UsageError: a pattern is empty.
+        """
+        selection = Selection.of(include, exclude)
+        return Checkpoint(
+            self.record, settings=self.settings, registry=self._registry, selection=selection, options=self._options
+        )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of its files are known to the store, and were not fetched."""
+        known = self.store.resolve(self.record.registry, self.uuid)
+        return known is not None and not known.complete
+
+    def _known(self) -> Manifest | None:
+        """What is wanted of what the checkpoint consists of, as far as the store knows."""
+        known = self.store.resolve(self.record.registry, self.uuid)
+        return self._selection.part_of(known) if known is not None else None
 
     # --- the files -------------------------------------------------------------------------------------------
 
@@ -99,7 +171,7 @@ class Checkpoint(Described):
         self._require_downloadable()
         target = users_path(path) if path is not None else Path("checkpoints") / self.uuid
         chosen = self.settings.but(link=link, mode=mode)
-        known = self.store.resolve(self.record.registry, self.uuid)
+        known = self._known()
         if known is not None and known.complete:
             extra = self._metadata_file(known)
             if is_complete(self.store, target, known, extra, owned=chosen.link in OWN):
@@ -136,11 +208,11 @@ class Checkpoint(Described):
             CheckpointNotFoundError: the files are neither here nor at the origin.
             CasError: as the origin answers.
         """
-        manifest = self.store.resolve(self.record.registry, self.uuid)
+        manifest = self._known()
         if manifest is not None and manifest.complete and all(map(self.store.has, digests_of(manifest))):
             return Preview.of_manifest(self.store.home.as_uri(), manifest)
-        origin = Origin(self.record, self.settings, self._master).remote()
-        return preview(self.store, origin, registry=self.record.registry, uuid=self.uuid, settings=self.settings)
+        of = {"registry": self.record.registry, "uuid": self.uuid, "selection": self._selection}
+        return preview(self.store, self._origin.remote(), settings=self.settings, **of)
 
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.
@@ -180,7 +252,7 @@ class Checkpoint(Described):
     def _enter(self) -> tuple[Path, Digest]:
         """Return the view, entered, and the manifest that names it. What is known and here costs no lock, no SQLite."""
         self._require_downloadable()
-        manifest = self.store.resolve(self.record.registry, self.uuid)
+        manifest = self._known()
         if manifest is not None and manifest.complete:
             found = use_view(self.store, manifest.digest)
             if found is not None:
@@ -278,7 +350,7 @@ class Checkpoint(Described):
         self.record = agree(group, lambda: self.record)
         self._require_downloadable()
         with self.store.leases.claim(self.uuid):
-            self.pull_report = fetch_together(self.store, Origin(self.record, self.settings, self._master), group)
+            self.pull_report = fetch_together(self.store, self._origin, group)
 
     @classmethod
     def agreed(
@@ -363,7 +435,7 @@ class Checkpoint(Described):
         Raises:
             NoSpaceError: what is missing will not fit, or not into the destination besides.
         """
-        manifest = self.store.resolve(self.record.registry, self.uuid)
+        manifest = self._known()
         absent: list[Digest] = []
         if manifest is not None and manifest.complete:
             absent = [digest for digest in digests_of(manifest) if not self.store.has(digest)]
@@ -374,13 +446,13 @@ class Checkpoint(Described):
                         on_file(entry)
                 self.pull_report = None
                 return manifest
-        origin = Origin(self.record, self.settings, self._master)
+        origin = self._origin
         if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
             raise self._gone(manifest, absent)
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
         if self.settings.max_size is not None and self.pull_report.files_fetched:
             keep_small(self.store, self.settings.max_size)
-        return self.pull_report.manifest
+        return self._selection.part_of(self.pull_report.manifest)
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:
         if destination is not None and self.settings.check_space:
@@ -403,7 +475,7 @@ class Checkpoint(Described):
 
     def _metadata_file(self, manifest: Manifest) -> bytes | None:
         """The `metadata.json` that a download writes if the checkpoint has none of its own."""
-        if "metadata.json" in manifest.by_path:
+        if "metadata.json" in manifest.by_path or self.record.registry == PULLED or not self._selection.is_everything:
             return None
         return json.dumps(dict(self.metadata), indent=2, ensure_ascii=False).encode("utf-8")
 

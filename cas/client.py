@@ -23,8 +23,9 @@ from cas.references import ExperimentReference, TrialReference, are_here
 from cas.registry.catalog import LOCAL, Catalog, ago
 from cas.registry.http import canonical_url
 from cas.registry.master import Master
+from cas.registry.names import uuid_of
 from cas.registry.opening import open_master
-from cas.registry.records import CheckpointRecord, Registry, TrialRecord, canonical_uuid
+from cas.registry.records import CheckpointRecord, Registry, TrialRecord
 from cas.registry.remembering import Remembering
 
 __all__ = ["Determined", "ExperimentReference", "TrialReference", "User"]
@@ -147,17 +148,19 @@ class Determined:
 
     @_OnClassToo
     def get_checkpoint(self, uuid: str) -> Checkpoint:
-        """Return a checkpoint by its UUID, in any form; also `Determined.get_checkpoint(…)`, on the class.
+        """Return a checkpoint by its UUID, in any form, or by a name that `cas tag` gave it.
+
+        Also `Determined.get_checkpoint(…)`, on the class.
 
         One whose files are in the store is answered from there: the master is not asked. Where the master does not
         answer, what the catalog knows of it counts: a UUID names one checkpoint for ever.
 
         Raises:
-            UsageError: it is no UUID.
+            UsageError: it is neither a UUID nor a name.
             NotFoundError: nobody knows it.
             OfflineError: the master does not answer, and nothing is known of it here.
         """
-        record = self._checkpoint_record(canonical_uuid(uuid))
+        record = self._checkpoint_record(uuid_of(self._store, uuid))
         return Checkpoint(record, settings=self._settings, registry=self._teller(record.registry))
 
     # --- who asks --------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from cas.config import DownloadMode, Progress, Settings, Verify
 from cas.errors import (
@@ -26,6 +26,7 @@ from cas.transfer.fetch import PullReport, pull
 from cas.transfer.folder import FolderRemote
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Remote
+from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.urls import remote_for_storage
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ class Origin:
     """Where one checkpoint's files come from.
 
     `master` answers for the record's registry, if that is a master; without one, it is made of the settings when it is
-    needed.
+    needed. `options` are the `storage_options` of a place that a URL names, and `selection` says which files are meant.
     """
 
     record: CheckpointRecord
     settings: Settings
     master: HandsOutFiles | None = None
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+    selection: Selection = EVERYTHING
 
     def fetch(
         self,
@@ -102,7 +105,7 @@ class Origin:
         storage = self.record.experiment_config.get("checkpoint_storage")
         if not storage:
             raise CheckpointNotFoundError(f"no registry says where the files of checkpoint {self.record.uuid} lie")
-        remote = remote_for_storage(storage, self.record.uuid, self.settings)
+        remote = remote_for_storage(storage, self.record.uuid, self.settings, options=self.options)
         if self.settings.offline and not isinstance(remote, FolderRemote):
             raise OfflineError(f"checkpoint {self.record.uuid} is not (wholly) on this disk, and CAS_OFFLINE is set")
         return remote
@@ -127,6 +130,7 @@ class Origin:
             settings=settings,
             expected_sizes=record.resources or None,
             partial=record.state is State.PARTIALLY_DELETED,
+            selection=self.selection,
             destination=destination,
             on_file=on_file,
         )

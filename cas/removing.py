@@ -21,6 +21,7 @@ from cas.index.store import Store, store_of
 from cas.index.usage import blobs_here
 from cas.registry.catalog import Catalog
 from cas.registry.local import LOCAL, record_removed
+from cas.registry.names import uuid_of
 from cas.registry.records import CheckpointRecord, State, canonical_uuid
 
 log = logging.getLogger("cas.removing")
@@ -63,17 +64,17 @@ def remove(uuid: str, *, force: bool = False, settings: Settings | None = None) 
     What was added locally is gone then: it has no origin. The record of a master's checkpoint stays.
 
     Args:
-        uuid: the checkpoint's.
+        uuid: the checkpoint's, or a name of it.
         force: also if a process uses it. What that process uses stays until it has ended, and goes with a `prune` then.
         settings: default: `Settings.load()`.
 
     Raises:
-        UsageError: it is no UUID.
+        UsageError: it is neither a UUID nor a name.
         NotFoundError: the store holds no such checkpoint.
         ProtectedError: it is pinned; or a process uses it, and `force` was not said.
     """
     store = _store(settings)
-    planned = plan_remove(store, canonical_uuid(uuid))
+    planned = plan_remove(store, uuid_of(store, uuid))
     report = execute_remove(store, planned, force=force, is_only_copy=lambda one: is_only_copy(store, one))
     if LOCAL in planned.registries:
         record_removed(store, planned.uuid)
@@ -216,10 +217,11 @@ def pin(uuid: str, *, settings: Settings | None = None) -> None:
     """Keep a checkpoint on this disk, whatever `prune` and `remove` are told, until it is unpinned.
 
     Raises:
-        UsageError: it is no UUID.
+        UsageError: it is neither a UUID nor a name.
         NotFoundError: the store holds no such checkpoint.
     """
-    store, name = _store(settings), canonical_uuid(uuid)
+    store = _store(settings)
+    name = uuid_of(store, uuid)
     was_pinned = name in store.pins.all()
     store.pins.add(name)
     if not store.refs.registries(name):  # after pinning, so that whoever removes it sees the pin, or we see that
@@ -232,10 +234,11 @@ def unpin(uuid: str, *, settings: Settings | None = None) -> None:
     """Let `prune` and `remove` take a checkpoint again.
 
     Raises:
-        UsageError: it is no UUID.
+        UsageError: it is neither a UUID nor a name.
         NotFoundError: it is not pinned.
     """
-    store, name = _store(settings), canonical_uuid(uuid)
+    store = _store(settings)
+    name = uuid_of(store, uuid)
     if not store.pins.remove(name):
         raise NotFoundError(f"checkpoint {name} is not pinned")
 

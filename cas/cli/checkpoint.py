@@ -17,8 +17,9 @@ from cas.cli.parser import (
     add_command,
     add_form,
     add_group,
+    add_patterns,
     add_registry,
-    checkpoint_uuid,
+    checkpoint_or_name,
     client,
     count,
     missing,
@@ -49,8 +50,9 @@ def register(groups: Any) -> None:
         example=f"{example}\n{example} -o model --link hardlink",
         again=DOWNLOAD_AGAIN,
     )
-    parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
+    parser.add_argument("uuid", metavar="UUID", type=checkpoint_or_name, nargs="?", help="the checkpoint")
     add_download_options(parser)
+    add_patterns(parser)
     parser = add_command(
         commands,
         "describe",
@@ -60,7 +62,7 @@ def register(groups: Any) -> None:
         usage="UUID [OPTIONS]",
         example=f"$ checkpoint describe {_UUID}\n$ checkpoint describe {_UUID} --json",
     )
-    parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
+    parser.add_argument("uuid", metavar="UUID", type=checkpoint_or_name, nargs="?", help="the checkpoint")
     add_form(parser)
     _register_list(commands)
 
@@ -129,6 +131,8 @@ def download(args: argparse.Namespace) -> None:
     if args.uuid is None:
         raise missing(args, "checkpoint", "<uuid>")
     checkpoint = client(args).get_checkpoint(args.uuid)
+    if args.include or args.exclude:
+        checkpoint = checkpoint.only(args.include, args.exclude)
     brought = say_plan(checkpoint.plan(), args) if args.dry_run else bring(checkpoint, args, folder=args.output_dir)
     if args.json:
         output.say_json(**brought)

@@ -154,6 +154,18 @@ def checkpoint_uuid(text: str) -> str:
         raise argparse.ArgumentTypeError(f"must be a checkpoint UUID, not {text!r:.80}") from None
 
 
+def checkpoint_or_name(text: str) -> str:
+    """Parse a checkpoint's UUID into the canonical one, or a name that `tag` may have given it."""
+    from cas.registry.names import check_name, is_uuid
+
+    if is_uuid(text):
+        return checkpoint_uuid(text)
+    try:
+        return check_name(text)
+    except UsageError:
+        raise argparse.ArgumentTypeError(f"must be a checkpoint UUID, or a name, not {text!r:.80}") from None
+
+
 def transfer_rate(text: str) -> int:
     """Parse how many bytes a second: `200MiB/s`, `200M`."""
     from cas.config import size_of
@@ -210,6 +222,13 @@ def add_form(parser: argparse._ActionsContainer, *, quiet: str | None = None, cs
     if csv:
         forms.add_argument("--csv", action="store_true", help="print comma-separated values, with a line of names")
     forms.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_patterns(parser: argparse._ActionsContainer) -> None:
+    """Add the options that choose files."""
+    of = "'*.json', 'folder/'; repeatable"
+    parser.add_argument("--include", metavar="PATTERN", action="append", default=[], help=f"only such files: {of}")
+    parser.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help=f"no such files: {of}")
 
 
 def add_registry(parser: argparse._ActionsContainer) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_form, add_registry, checkpoint_uuid, missing, settings, store
+from cas.cli.parser import add_command, add_form, add_registry, checkpoint_or_name, missing, settings, store
 from cas.errors import CasError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _register_rm(groups: Any) -> None:
         example=f"$ rm {_UUID}",
         again="run the same command again to go on",
     )
-    parser.add_argument("uuids", metavar="UUID", type=checkpoint_uuid, nargs="*", help="the checkpoints")
+    parser.add_argument("uuids", metavar="UUID", type=checkpoint_or_name, nargs="*", help="the checkpoints")
     parser.add_argument("--yes", action="store_true", help="also what was added here and lies nowhere else")
     parser.add_argument("--force", action="store_true", help="also what a process uses; that process keeps its files")
     add_form(parser)
@@ -50,11 +50,13 @@ def rm(args: argparse.Namespace) -> int:
     """Remove checkpoints; an only copy when that is confirmed. One that cannot be removed does not stop the others."""
     if not args.uuids:
         raise missing(args, "checkpoint", "<uuid>")
+    from cas.registry.names import uuid_of
     from cas.removing import remove
 
     chosen, opened, removed = settings(args), store(args), []
 
-    def remove_one(uuid: str) -> None:
+    def remove_one(which: str) -> None:
+        uuid = uuid_of(opened, which)
         _confirm(opened, uuid, args)
         report = remove(uuid, force=args.force, settings=chosen)
         removed.append({"uuid": uuid, "blobs": report.blobs, "freed": report.size, "later": report.later})
@@ -256,7 +258,7 @@ def _register_pin(groups: Any) -> None:
         usage="[UUID...]",
         example=f"$ pin {_UUID}\n$ pin",
     )
-    parser.add_argument("uuids", metavar="UUID", type=checkpoint_uuid, nargs="*", help="the checkpoints")
+    parser.add_argument("uuids", metavar="UUID", type=checkpoint_or_name, nargs="*", help="the checkpoints")
     add_form(parser)
 
 
@@ -279,7 +281,7 @@ def _register_unpin(groups: Any) -> None:
         usage="UUID...",
         example=f"$ unpin {_UUID}",
     )
-    parser.add_argument("uuids", metavar="UUID", type=checkpoint_uuid, nargs="*", help="the checkpoints")
+    parser.add_argument("uuids", metavar="UUID", type=checkpoint_or_name, nargs="*", help="the checkpoints")
     add_form(parser)
 
 

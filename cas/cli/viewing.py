@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_form, checkpoint_uuid, client, missing
+from cas.cli.parser import add_command, add_form, checkpoint_or_name, client, missing
 
 _UUID = "46985143-af68-4d48-ab91-a6447052ca49"
 
@@ -26,7 +26,7 @@ def _register_view(groups: Any) -> None:
         usage="UUID [OPTIONS]",
         example=f"$ view {_UUID}\nls $($ view {_UUID})",
     )
-    parser.add_argument("uuid", metavar="UUID", type=checkpoint_uuid, nargs="?", help="the checkpoint")
+    parser.add_argument("uuid", metavar="UUID", type=checkpoint_or_name, nargs="?", help="the checkpoint")
     add_form(parser)
 
 
@@ -40,6 +40,6 @@ def view(args: argparse.Namespace) -> None:
     path = str(checkpoint.view())
     checkpoint.store.leases.linger(GRACE)  # for whoever is given the path now
     if args.json:
-        output.say_json(uuid=args.uuid, path=path)
+        output.say_json(uuid=checkpoint.uuid, path=path)
     else:
         output.say(path)

@@ -13,7 +13,7 @@ from cas.errors import ChangedError, CheckpointNotFoundError, ContentError
 from cas.index.digest import Digest
 from cas.index.facts import OriginFact
 from cas.index.identity import RemoteIdentity
-from cas.index.manifest import Manifest
+from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, left_over, require_room
 from cas.index.store import Store, explained
 from cas.transfer import forks
@@ -22,6 +22,7 @@ from cas.transfer.large import LargeFiles
 from cas.transfer.plan import PullPlan, Unit, plan_pull, unit_of
 from cas.transfer.progress import Drawer, drawer
 from cas.transfer.remote import Listing, Remote, RemoteFile
+from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import OnFile, Session
 from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SMALL_AT_ONCE, SmallFiles
@@ -57,6 +58,7 @@ def pull(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None = None,
     partial: bool = False,
+    selection: Selection = EVERYTHING,
     destination: Destination | None = None,
     progress: Drawer | None = None,
     on_file: OnFile | None = None,
@@ -71,12 +73,14 @@ def pull(
         settings: `concurrency`, `verify`, `check_space` and `progress` count here.
         expected_sizes: path -> bytes as the registry has it; names that end in `/` are folders.
         partial: files that the registry names may be missing: the checkpoint was deleted in part.
+        selection: which files to bring; of the others the manifest says what they are and where.
         destination: where the caller will place the files besides: whether they fit there is looked at too.
         progress: what draws; default: as the settings say.
         on_file: called once for each file as soon as it is in the store, from any thread, possibly several at once.
 
     Raises:
         CheckpointNotFoundError: there are no files.
+        NotFoundError: none of them is selected.
         ContentError: sizes differ from the registry's, or a file is missing.
         DigestMismatchError: bytes differ twice from the checksum that the origin declares; they were not kept.
         ChangedError: a file was replaced while it was read, and once more while it was read again.
@@ -97,6 +101,7 @@ def pull(
             settings=settings,
             expected_sizes=expected_sizes,
             partial=partial,
+            selection=selection,
             destination=destination,
             draw=draw,
             on_file=on_file,
@@ -104,7 +109,7 @@ def pull(
     with explained(f"cannot write into {store.home}"), store.leases.claim(uuid):
         expected = _Expected(expected_sizes or {}, partial)
         session = Session(store, remote, settings, on_file)
-        report = _Pull(session, expected, draw, destination).run(registry, uuid)
+        report = _Pull(session, expected, draw, destination, selection).run(registry, uuid)
         store.uses.note(uuid)
         return report
 
@@ -139,9 +144,15 @@ class _Pull:
     """One pull: the listing, the plan, and the units of work."""
 
     def __init__(
-        self, session: Session, expected: _Expected, draw: Drawer, destination: Destination | None = None
+        self,
+        session: Session,
+        expected: _Expected,
+        draw: Drawer,
+        destination: Destination | None = None,
+        selection: Selection = EVERYTHING,
     ) -> None:
         self._session = session
+        self._selection = selection
         self._expected = expected
         self._destination = destination
         self._draw = draw
@@ -155,14 +166,14 @@ class _Pull:
         began, session = time.monotonic(), self._session
         self._hints = Hints(session, domain_of(registry, uuid, session.remote))
         self._hints.begin()
-        listing = self._list()
+        listing, absent = self._selected(self._list())
         first = plan = self._plan(listing)
         if session.settings.check_space:
             self._require_room(plan, listing)
         for _ in range(_ROUNDS):
             log.info("%s: %s", session.remote.url, plan)
             self._execute(plan)
-            manifest = Manifest.of(session.entries.values(), listing.directories)
+            manifest = Manifest.of([*session.entries.values(), *absent], listing.directories)
             if not session.store.tag(registry, uuid, manifest):
                 break
             self._second_listing, plan = None, self._plan(listing)
@@ -189,6 +200,22 @@ class _Pull:
             raise CheckpointNotFoundError(f"there are no files at {remote.url}")
         check_sizes(listing, self._expected.sizes, url=remote.url, partial=self._expected.partial)
         return listing
+
+    def _selected(self, listing: Listing) -> tuple[Listing, list[FileEntry]]:
+        """Return what to bring, and what a manifest says of the other files: their digest, if they are here."""
+        if self._selection.is_everything:
+            return listing, []
+        wanted = self._selection.of_listing(listing)
+        rest = [file for file in listing.files if not self._selection.takes(file.path)]
+        store = self._session.store
+        facts = store.facts.origins(file.identity for file in rest)
+
+        def entry(file: RemoteFile) -> FileEntry:
+            fact = facts.get(file.identity)
+            digest = fact.digest if fact is not None and store.has(fact.digest) else None
+            return FileEntry(file.path, file.size, digest, file.identity, executable=file.executable)
+
+        return wanted, list(map(entry, rest))
 
     def _plan(self, listing: Listing) -> PullPlan:
         store = self._session.store

@@ -15,6 +15,7 @@ from cas.transfer.hints import Hints, domain_of
 from cas.transfer.large import LargeFiles
 from cas.transfer.plan import plan_pull, split
 from cas.transfer.remote import Remote, RemoteFile
+from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SmallFiles
@@ -80,11 +81,20 @@ class Preview:
         return cls(url, tuple(found))
 
 
-def preview(store: Store, remote: Remote, *, registry: str, uuid: str, settings: Settings) -> Preview:
-    """Say what `pull` would do. Blobs are not cut to look for chunks in them, as `pull` may do.
+def preview(
+    store: Store,
+    remote: Remote,
+    *,
+    registry: str,
+    uuid: str,
+    settings: Settings,
+    selection: Selection = EVERYTHING,
+) -> Preview:
+    """Say what `pull` would do, of the files that are selected. Blobs are not cut to look for chunks in them, as `pull` may do.
 
     Raises:
         CheckpointNotFoundError: there are no files.
+        NotFoundError: none of them is selected.
         CasError: as `pull`, of what is asked of the remote.
     """
     session = Session(store, remote, settings, None)
@@ -93,7 +103,7 @@ def preview(store: Store, remote: Remote, *, registry: str, uuid: str, settings:
     try:
         with workers:
             hints.begin()
-            return _Preview(session, hints, workers).run()
+            return _Preview(session, hints, workers).run(selection)
     finally:
         session.stop.set()
 
@@ -106,11 +116,12 @@ class _Preview:
         self._large, self._small = LargeFiles(session, reading, hints), SmallFiles(session, workers, hints)
         self._reading = reading
 
-    def run(self) -> Preview:
+    def run(self, selection: Selection) -> Preview:
         remote, store = self._session.remote, self._session.store
         listing = without_sidecars(remote.list())
         if not listing.files and not listing.directories:
             raise CheckpointNotFoundError(f"there are no files at {remote.url}")
+        listing = selection.of_listing(listing)
         facts = store.facts.origins(file.identity for file in listing.files)
         known = {identity: fact.digest for identity, fact in facts.items()}
         plan = plan_pull(listing, known.get, store.has)

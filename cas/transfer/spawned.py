@@ -28,6 +28,7 @@ from cas.index.space import Destination
 from cas.index.store import Store, store_of
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.progress import Advance, Drawer
+from cas.transfer.selection import Selection
 from cas.transfer.session import OnFile
 from cas.transfer.urls import remote_for_recipe
 
@@ -53,6 +54,7 @@ def pull_elsewhere(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None,
     partial: bool,
+    selection: Selection,
     destination: Destination | None,
     draw: Drawer,
     on_file: OnFile | None,
@@ -69,6 +71,7 @@ def pull_elsewhere(
         "recipe": dict(recipe),
         "settings": _settings_to_json(settings.but(home=store.home)),
         "pull": {"registry": registry, "uuid": uuid, "partial": partial, "expected_sizes": dict(expected_sizes or {})},
+        "selection": [list(selection.include), list(selection.exclude)],
         "destination": None if destination is None else [str(destination.folder), destination.may_share],
     }
     command = [sys.executable, "-P", "-c", _START]
@@ -161,6 +164,7 @@ def work(task: Mapping[str, Any]) -> None:
     options: dict[str, Any] = {
         "settings": settings,
         "destination": there,
+        "selection": Selection.of(*task["selection"]),
         "progress": relay.draw,
         "on_file": relay.file,
     }

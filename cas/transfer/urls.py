@@ -28,8 +28,10 @@ _KNOWN = "file, s3, gs, az, http, https, and what fsspec opens"
 _S3_OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "requester_pays"}  # those of s3fs that we know too
 
 
-def remote_for_storage(storage: object, uuid: str, settings: Settings) -> Remote:
-    """Return where a checkpoint's files lie, of an experiment's `checkpoint_storage`.
+def remote_for_storage(
+    storage: object, uuid: str, settings: Settings, *, options: Mapping[str, Any] | None = None
+) -> Remote:
+    """Return where a checkpoint's files lie, of an experiment's `checkpoint_storage`; `options` as `remote_for_url`.
 
     Raises:
         UsageError: the storage is of a type that is not supported, or is not complete.
@@ -51,7 +53,7 @@ def remote_for_storage(storage: object, uuid: str, settings: Settings) -> Remote
     if kind == "azure":
         return _container(storage, uuid, settings)
     if kind == PLACE:
-        return remote_for_url(_text(storage, "url", needed=True), settings)
+        return remote_for_url(_text(storage, "url", needed=True), settings, options=options, names=_names(storage))
     raise UsageError(
         f"storage type {kind!r:.40} is not supported by this version of cas; it reads shared_fs, directory, s3, gcs,"
         " azure"
@@ -82,7 +84,7 @@ def remote_for_url(
         url: the URL.
         settings: `client`, `anonymous`, `requester_pays`, `ca_bundle`, `region` and `timeout` count here.
         options: `storage_options` for fsspec; of HTTP, `headers` are sent as they are. Never written anywhere.
-        names: files below the URL that are meant, for servers with no index.
+        names: files below the URL that are meant, for HTTP servers with no index.
 
     Raises:
         UsageError: the URL is of an unknown scheme, names nothing, or has credentials in it.
@@ -102,6 +104,8 @@ def remote_for_url(
         )
     if parts.scheme == "file":
         return FolderRemote(_folder(unquote(parts.path), "the URL's path"))
+    if names and parts.scheme not in ("http", "https"):
+        raise UsageError("files are named one by one for HTTP only; --include picks some of those that are listed")
     if parts.scheme in ("http", "https"):
         return _web(parts, settings, options or {}, names)
     if parts.scheme in ("s3", "s3a", "s3+http", "s3+https"):
@@ -111,6 +115,13 @@ def remote_for_url(
     if (is_abfs or parts.scheme in ("az", "azure", "az+http", "az+https")) and not options:
         return _azure_url(parts, host, settings)
     return _fsspec(url, options, settings)
+
+
+def _names(storage: Mapping[str, Any]) -> tuple[RelativePath, ...]:
+    found = storage.get("files") or []
+    if not isinstance(found, list):
+        raise UsageError(f"files of the checkpoint's storage is {found!r:.80}, not a list")
+    return tuple(RelativePath(name) for name in found)
 
 
 def bare_path(parts: SplitResult) -> str:

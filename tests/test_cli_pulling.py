@@ -1,0 +1,96 @@
+"""`pull` and `tag`, as users type them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli import Shell
+from web_server import serving
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with serving(folder) as site:
+        site.write("m/config.json", b"{}")
+        site.write("m/weights.bin", b"w" * 5000)
+        yield site.url + "m/"
+
+
+def test_pull_tag_view_describe_rm(shell, place, tmp_path):
+    first = shell.run("pull", place, "--include", "*.json", "--name", "tiny/one").ok
+    uuid = first.out.split()[0]
+    assert first.out == f"{uuid}  tiny/one  1 file, 2 B; it has others, which were not pulled\n"
+    assert (shell.run("tag").ok.out.split()[-2:]) == ["tiny/one", uuid]
+    found = json.loads(shell.run("checkpoint", "describe", "tiny/one", "--json").ok.out)
+    assert [(one["path"], one["here"]) for one in found["files"]] == [("config.json", True), ("weights.bin", False)]
+    assert shell.run("pull", place, "-q").ok.out == f"{uuid}\n"
+    assert sorted(path.name for path in (shell.folder / shell.run("view", "tiny/one").ok.out.strip()).iterdir()) == [
+        "config.json",
+        "weights.bin",
+    ]
+    assert shell.run("checkpoint", "download", "tiny/one", "--exclude", "*.bin", "-o", "out", "-q").ok.out == "out\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+    assert uuid in shell.run("ls").ok.out
+    assert shell.run("rm", "--force", "tiny/one").ok.out.startswith(f"{uuid}  removed")
+    assert shell.run("tag", "--remove", "tiny/one").ok.out == f"tiny/one no longer names {uuid}\n"
+    assert shell.run("tag").line == "no checkpoint has a name"
+
+
+def test_a_dry_run_fetches_nothing(shell, place):
+    said = shell.run("pull", place, "--include", "*.bin", "--dry-run").ok.out
+    assert "1 files, 4.9 KiB" in said and "weights.bin" in said and "config.json" not in said
+    assert not list((shell.home / "blobs").glob("*/*"))
+
+
+def test_json_says_all(shell, place):
+    found = json.loads(shell.run("pull", place, "-o", "out", "--json").ok.out)
+    assert (found["files"], found["size"], found["partial"], found["path"]) == (2, 5002, False, "out")
+    assert found["url"] == place
+    assert set(found["proofs"]) == {"config.json", "weights.bin"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "say which place: cas pull '<url>'"),
+        (("nonsense://x",), 2, "the scheme 'nonsense' is not supported"),
+        (("s3://key:hidden@b/x",), 2, "credentials do not belong into a URL"),
+        (("/no/such/folder",), 3, "there is no folder"),
+        (("http://127.0.0.1:9/x/", "--name", "a b"), 2, "not a name"),
+        (("http://127.0.0.1:9/x/", "--include", ""), 2, "patterns"),
+        (("http://127.0.0.1:9/x/", "--link", "copy"), 2, "--link goes with -o"),
+        (("http://127.0.0.1:9/x/", "--storage-option", "nonsense"), 2, "NAME=VALUE"),
+        (("http://127.0.0.1:9/x/", "--storage-option", "key=hidden"), 2, "over HTTP there is only 'headers'"),
+    ],
+)
+def test_wrong_words_are_one_clear_line(shell, words, code, said):
+    ended = shell.run("pull", *words)
+    assert (ended.code, said in ended.line.replace("<url>", "'<url>'").replace("''", "'")) == (code, True), ended
+    assert "hidden" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("best",), 2, "say which checkpoint: cas tag best <uuid>"),
+        (("--remove",), 2, "say which name"),
+        (("best", "46985143-af68-4d48-ab91-a6447052ca49"), 3, "is not known here"),
+        (("best", "no such"), 2, "must be a checkpoint UUID, or a name"),
+        (("best", "other"), 3, "no checkpoint is called 'other'"),
+        (("--remove", "best"), 3, "no checkpoint is called 'best'"),
+        (("46985143-af68-4d48-ab91-a6447052ca49", "x"), 2, "is a UUID"),
+    ],
+)
+def test_wrong_tags_are_one_clear_line(shell, words, code, said):
+    ended = shell.run("tag", *words)
+    assert (ended.code, said in ended.line) == (code, True), ended
