@@ -211,8 +211,14 @@ class Checkpoint(Described):
         manifest = self._known()
         if manifest is not None and manifest.complete and all(map(self.store.has, digests_of(manifest))):
             return Preview.of_manifest(self.store.home.as_uri(), manifest)
-        of = {"registry": self.record.registry, "uuid": self.uuid, "selection": self._selection}
-        return preview(self.store, self._origin.remote(), settings=self.settings, **of)
+        return preview(
+            self.store,
+            self._origin.remote(),
+            registry=self.record.registry,
+            uuid=self.uuid,
+            settings=self.settings,
+            selection=self._selection,
+        )
 
     def view(self) -> Path:
         """Return a read-only folder that looks like the checkpoint, made of links into the store.

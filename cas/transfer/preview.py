@@ -90,7 +90,7 @@ def preview(
     settings: Settings,
     selection: Selection = EVERYTHING,
 ) -> Preview:
-    """Say what `pull` would do, of the files that are selected. Blobs are not cut to look for chunks in them, as `pull` may do.
+    """Say what `pull` would do. Blobs are not cut to look for chunks in them, as `pull` may do.
 
     Raises:
         CheckpointNotFoundError: there are no files.
