@@ -174,7 +174,7 @@ def test_a_uuid_is_taken_in_any_form(folder: Path, settings: Settings) -> None:
     assert add(folder, uuid=UUID.replace("-", ""), settings=settings).uuid == UUID
     remove("{" + UUID.upper() + "}", settings=settings)
     assert add(folder, uuid=uuids.UUID(UUID), settings=settings).uuid == UUID  # type: ignore[arg-type]
-    for odd in (5, None, "x"):
+    for odd in (5, None, "x y"):
         with pytest.raises(UsageError, match="not a checkpoint UUID"):
             remove(odd, settings=settings)  # type: ignore[arg-type]
 

@@ -109,7 +109,7 @@ WRONG = [
     ),
     (
         "checkpoint download 12",
-        "cas checkpoint download: argument UUID: must be a checkpoint UUID, not '12'"
+        "cas checkpoint download: argument UUID: must be a checkpoint UUID, or a name, not '12'"
         "; see cas checkpoint download --help",
     ),
     (

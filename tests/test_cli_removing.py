@@ -93,7 +93,7 @@ def test_a_pinned_checkpoint_stays_until_it_is_unpinned(shell):
         (("pin", UUIDS[2]), 3, f"checkpoint {UUIDS[2]} is not in the store"),
         (("unpin", UUIDS[1]), 3, f"checkpoint {UUIDS[1]} is not pinned"),
         (("unpin",), 2, "say which checkpoint"),
-        (("pin", "nonsense"), 2, "nonsense"),
+        (("pin", "nonsense"), 3, "nonsense"),
         (("prune", "--older-than", "soon"), 2, "must be a length of time, like 30d, 12h, 2w or 90m, not 'soon'"),
         (("prune", "--older-than", "-1d"), 2, "older-than"),
         (("prune", "--max-size", "many"), 2, "not 'many'"),

@@ -291,7 +291,7 @@ def test_names_survive_the_loss_of_the_index(two, settings):
     assert tags(settings=settings) == {"best": two[0]}
 
 
-@pytest.mark.parametrize("name", ["", " ", "a b", "../x", "/x", "x/", "a//b", "-x", UUID, "x" * 300, "ü", "a\nb"])
+@pytest.mark.parametrize("name", ["", " ", "a b", "12", "../x", "/x", "x/", "a//b", "-x", UUID, "x" * 300, "ü", "a\nb"])
 def test_what_is_no_name(name, settings):
     with pytest.raises(UsageError):
         check_name(name)

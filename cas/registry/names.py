@@ -23,13 +23,13 @@ def check_name(text: str) -> str:
     """
     if is_uuid(text):
         raise UsageError(f"{text!r:.80} is a UUID, and those name themselves; choose a name like llama/8b")
-    if not _NAME.fullmatch(text) or len(text) > _LONGEST:
+    if not _NAME.fullmatch(text) or text.isdigit() or len(text) > _LONGEST:  # digits are ids of something else
         raise UsageError(f"not a name: {text!r:.80}; names are of letters, digits and . _ + -, like llama/8b-v2")
     return text
 
 
-def is_uuid(text: str) -> bool:
-    """Whether a text is a checkpoint's UUID, in any form."""
+def is_uuid(text: object) -> bool:
+    """Whether something is a checkpoint's UUID, in any form."""
     try:
         canonical_uuid(text)
     except UsageError:
@@ -37,7 +37,7 @@ def is_uuid(text: str) -> bool:
     return True
 
 
-def uuid_of(store: Store, text: str) -> str:
+def uuid_of(store: Store, text: object) -> str:
     """Return the UUID that a text is, in canonical form, or that a name stands for.
 
     Raises:
@@ -47,13 +47,13 @@ def uuid_of(store: Store, text: str) -> str:
     if is_uuid(text):
         return canonical_uuid(text)
     try:
-        name = check_name(text)
+        name = check_name(text if isinstance(text, str) else "")
     except UsageError:
-        raise UsageError(f"neither a checkpoint UUID nor a name: {text!r:.80}") from None
+        raise UsageError(f"not a checkpoint UUID, and no name: {str(text)!r:.80}") from None
     seen = store.records.get(LOCAL, _KIND, name)
     uuid = seen.data.get("uuid") if seen is not None else None
     if not isinstance(uuid, str) or not is_uuid(uuid):
-        raise NotFoundError(f"no checkpoint is called {name!r}; `cas tag` lists the names")
+        raise NotFoundError(f"no checkpoint is called {name!r}, and it is no UUID; `cas tag` lists the names")
     return canonical_uuid(uuid)
 
 
