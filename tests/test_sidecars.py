@@ -10,11 +10,12 @@ import pytest
 from container_files import noise, npz_file, safetensors_file
 from proxy import counting
 from remotes import CountingRemote, MemoryRemote
+from s3_server import READER_KEY, READER_SECRET
 from stores import OTHER_UUID, UUID, damage, lies, uuid
 
 from cas import publishing
 from cas.config import Progress, Settings
-from cas.errors import ChangedError, NotAllowedError, UsageError
+from cas.errors import ChangedError, NotAllowedError, RemoteError, UsageError
 from cas.index.digest import Digest
 from cas.index.sidecar import Sidecar
 from cas.index.store import Store
@@ -357,6 +358,27 @@ def test_sidecars_are_no_part_of_a_checkpoint_above_them():
 
 
 # --- on a real server ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.s3
+def test_a_sidecar_in_a_bucket_is_written_read_and_bounded(s3_server, bucket, settings):
+    for prefix in ("models", ""):
+        remote = remote_for_storage(s3_server.storage(bucket, prefix=prefix), UUID, settings)
+        assert remote.read_sidecar(10) is None
+        assert (
+            remote.write_sidecar(b"0123456789")
+            == f"s3+{s3_server.endpoint}/{bucket}/{prefix and 'models/'}.cas/{UUID}.sidecar"
+        )
+        assert remote.read_sidecar(10) == b"0123456789"
+        with pytest.raises(RemoteError, match="more than 9 bytes"):
+            remote.read_sidecar(9)
+
+
+@pytest.mark.s3
+def test_a_sidecar_that_may_not_be_written_is_one_clear_error(s3_server, bucket, settings):
+    storage = s3_server.storage(bucket, access_key=READER_KEY, secret_key=READER_SECRET)
+    with pytest.raises(NotAllowedError, match="AccessDenied"):
+        remote_for_storage(storage, UUID, settings).write_sidecar(b"x")
 
 
 def tar_file(files: dict[str, bytes]) -> bytes:

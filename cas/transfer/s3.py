@@ -372,19 +372,23 @@ class S3Remote:
 
     def read_sidecar(self, limit: int) -> bytes | None:
         """Return what was published of the place; see `KeepsSidecars`."""
-        key = sidecar_key(self.place.prefix)
-        store = self._opened()
-        from obstore.exceptions import BaseError
-
         try:
-            result = store.get(key)
-            if result.meta["size"] > limit:
-                raise RemoteError(f"{self._url(key)} has more than {limit} bytes")
-            return bytes(result.bytes())
+            return self._read_sidecar(limit)
+        except WrongRegionError as error:
+            self._region = error.region
+            return self._read_sidecar(limit)
+
+    def _read_sidecar(self, limit: int) -> bytes | None:
+        key = sidecar_key(self.place.prefix)
+        try:
+            data = self._http().get(key, limit + 1)
         except FileNotFoundError:
             return None
-        except (BaseError, OSError) as error:
-            raise _translate(error, self._url(key), ranged=False) from error
+        except ExpiredError as error:
+            raise self._renewed(error) from error
+        if len(data) > limit:
+            raise RemoteError(f"{self._url(key)} has more than {limit} bytes")
+        return data
 
     def write_sidecar(self, data: bytes) -> str:
         """Publish the place's sidecar; see `KeepsSidecars`."""

@@ -100,6 +100,14 @@ class S3Http:
         headers = {"x-amz-checksum-mode": "ENABLED"} if part is None else {}
         return parse_head(self._send("HEAD", key, query, headers))
 
+    def get(self, key: str, limit: int) -> bytes:
+        """Return the first bytes of a (small) object, as many as the limit says at most.
+
+        Raises:
+            FileNotFoundError: there is no such key.
+        """
+        return self._send("GET", key, {}, {"range": f"bytes=0-{limit - 1}"}).body
+
     def _send(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str] | None = None
     ) -> Answer:
