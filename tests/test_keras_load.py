@@ -455,6 +455,15 @@ def test_archive_with_two_descriptions_is_refused(tf: Any, tmp_path: Path) -> No
         load_path(tmp_path)
 
 
+def test_weights_in_a_form_that_can_hold_pickles_are_refused(tf: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    small(tf).save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model.weights.npz", b"")
+    with pytest.raises(UnsafeContentError, match=r"numpy\.load"):
+        load_path(tmp_path)
+
+
 def test_data_in_other_files_of_this_machine_are_refused(tf: Any, tmp_path: Path) -> None:
     import h5py
 

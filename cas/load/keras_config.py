@@ -156,6 +156,10 @@ def config_of_archive(path: Path) -> object:
             if archive.getinfo("config.json").file_size > _MAX_CONFIG:
                 raise ContentError(f"{path}: its config.json is too large")
             config = json.loads(archive.read("config.json"))
+            if "model.weights.npz" in names:  # which older Keras reads with allow_pickle
+                raise UnsafeContentError(
+                    refusal(str(path), "numpy.load", "its weights are in a form that can hold code")
+                )
             if "model.weights.h5" in names:
                 with archive.open("model.weights.h5") as file:
                     require_own_data(file, str(path))
