@@ -484,8 +484,8 @@ def test_what_the_stand_in_lacks_is_named(copy_of: Callable[[Path], Path]) -> No
     source.write_text("from determined.pytorch import FancyThing\n" + text)
     with pytest.raises(CasError, match=r"determined\.pytorch\.FancyThing.*install determined"):
         load_path(folder)
-    source.write_text("import determined.tensorboard\n" + text)
-    with pytest.raises(CasError, match=r"determined\.tensorboard.*install determined"):
+    source.write_text("import determined.deploy\n" + text)
+    with pytest.raises(CasError, match=r"determined\.deploy.*install determined"):
         load_path(folder)
     source.write_text(text.replace('context.get_hparam("hidden")', "context.make_coffee()"))
     with pytest.raises(CasError, match=r"make_coffee.*install determined"):
