@@ -306,6 +306,38 @@ def test_a_master_that_does_not_answer_names_the_catalogs_age_and_the_flag(store
         registry.trial_checkpoints(2)
 
 
+def test_a_master_that_does_not_answer_points_to_other_registries(store: Store) -> None:
+    registry = Remembering(Silent(), store)
+    with pytest.raises(OfflineError, match="cas recover URL"):
+        registry.experiment(1)
+    remember(store, "recovered:s3://b", [seen(1)])
+    with pytest.raises(OfflineError, match="recovered:s3://b has such a one: --registry recovered:s3://b"):
+        registry.experiment(1)
+    with pytest.raises(NotFoundError, match=r"never seen experiment 9 of nope: .*there are: recovered:s3://b"):
+        Catalog(store, "nope").experiment(9)
+
+
+class Repeating:
+    """A master whose answers never change."""
+
+    name = MASTER
+
+    def __getattr__(self, question: str) -> Any:
+        return lambda _: seen(1)
+
+
+def test_an_answer_that_is_the_same_again_is_noted_now_and_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("cas.index.disk.now", lambda: now[0])
+    registry = Remembering(Repeating(), store)
+    registry.checkpoint(uuid(1))
+    before = len(lines(store, MASTER))
+    for now[0] in (1030.0, 1100.0, 1130.0):
+        registry.checkpoint(uuid(1))
+    assert len(lines(store, MASTER)) == before + 1
+    assert Catalog(store, MASTER).seen_at(f"checkpoint/{uuid(1)}") == 1100.0
+
+
 def test_the_age_is_that_of_the_last_listing(store: Store) -> None:
     remember(store, MASTER, [seen(1)])
     catalog = Catalog(store, MASTER)

@@ -1,4 +1,4 @@
-"""`ls`, `du`: which checkpoints are known here, and what they take."""
+"""`ls`, `registries`, `du`: which checkpoints are known here, who tells of them, and what they take."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_form, add_registry, number, store
+from cas.cli.parser import add_command, add_form, add_registry, count, number, settings, store
 
 if TYPE_CHECKING:
     from cas.index.usage import CheckpointUsage
-    from cas.registry.records import CheckpointRecord
+    from cas.listing import ListedCheckpoint
 
 
 def register(groups: Any) -> None:
     """Add the commands."""
     _register_ls(groups)
+    _register_registries(groups)
     _register_du(groups)
 
 
@@ -28,91 +29,145 @@ def _register_ls(groups: Any) -> None:
         summary="list every checkpoint that is known here, and whether its files are on this disk",
         what="list checkpoints",
         usage="[OPTIONS]",
-        example="$ ls\n$ ls --experiment 1\n$ ls --trial 7 --json",
+        example="$ ls\n$ ls --experiment 1 --metric 'accuracy>0.9' --sort accuracy --desc --limit 10\n"
+        "$ ls --registry local --missing\n$ ls --trial 7 --json",
     )
     parser.add_argument("--experiment", metavar="ID", type=number, help="only those of this experiment")
     parser.add_argument("--trial", metavar="ID", type=number, help="only those of this trial")
+    parser.add_argument("--state", metavar="STATE", action="append", help="only those in this state; repeatable")
+    help = "only those that meet it, like 'accuracy>0.9' (also <, <=, >=, =, !=), or a name: has it; repeatable"
+    parser.add_argument("--metric", metavar="CONDITION", action="append", help=help)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--here", action="store_true", help="only those that are wholly on this disk")
+    where.add_argument("--missing", action="store_true", help="only those that are not")
+    help = "in order of registry, experiment, trial, batch, uuid, state, size, time, or a metric; what lacks it is last"
+    parser.add_argument("--sort", metavar="NAME", help=help)
+    parser.add_argument("--desc", action="store_true", help="the largest first")
+    parser.add_argument("--limit", metavar="N", type=count, help="only the first N")
     parser.add_argument("--all", action="store_true", help="deleted ones too")
+    parser.add_argument("--registries", action="store_true", help="list the registries instead, as `registries` does")
     add_registry(parser)
-    add_form(parser)
+    add_form(parser, quiet="print only the UUIDs", csv=True)
 
 
 def ls(args: argparse.Namespace) -> None:
     """List checkpoints: those that registries told of, and those that only lie here."""
-    from cas.index.usage import usage
-    from cas.registry.catalog import Catalog
-
-    opened = store(args)
-    used = {one.uuid: one for one in usage(opened).checkpoints}
-    records = Catalog(opened, args.registry).checkpoints()
-    rows = [_listed(record, used.get(record.uuid)) for record in records]
-    told = {record.uuid for record in records}
-    rows += [
-        _unlisted(one) for uuid, one in used.items() if uuid not in told and args.registry in (None, *one.registries)
-    ]
-    rows = sorted((row for row in rows if _is_wanted(row, args)), key=_place)
-    if args.json:
-        output.say_json(checkpoints=rows)
+    if args.registries:
+        registries(args)
         return
-    if not rows:
+    from cas.listing import checkpoints
+
+    rows = checkpoints(
+        registry=args.registry,
+        experiment=args.experiment,
+        trial=args.trial,
+        state=args.state or (),
+        metric=args.metric or (),
+        here=True if args.here else False if args.missing else None,
+        sort=args.sort,
+        descending=args.desc,
+        limit=args.limit,
+        deleted_too=args.all,
+        settings=settings(args),
+    )
+    if args.quiet:
+        for row in rows:
+            output.say(row.uuid)
+    elif args.json:
+        output.say_json(checkpoints=[_members(row, _shown_metric(args)) for row in rows])
+    elif args.csv:
+        members = [_members(row, _shown_metric(args)) for row in rows]
+        output.say_csv(_COLUMNS, [[_cell(one, name) for name in _COLUMNS] for one in members])
+    elif rows:
+        headers = ("registry", "experiment", "trial", "batch", "checkpoint", "size", "here", "metric")
+        shown = [_row(row, _shown_metric(args)) for row in rows]
+        output.say(output.table(headers, shown, right=("experiment", "trial", "batch", "size")))
+    else:
         output.note("no such checkpoint is known here; `add` brings some, `-m URL trial download` too")
-        return
-    headers = ("registry", "experiment", "trial", "batch", "checkpoint", "size", "here", "metric")
-    output.say(output.table(headers, map(_row, rows), right=("experiment", "trial", "batch", "size")))
 
 
-def _listed(record: CheckpointRecord, used: CheckpointUsage | None) -> dict[str, Any]:
-    name = record.searcher_metric
-    values = (record.validation_metrics or {}).get("validation_metrics", record.validation_metrics) or {}
+_COLUMNS = ("registry", "experiment", "trial", "batch", "uuid", "state", "size", "here", "pinned", "metric", "value")
+
+
+def _shown_metric(args: argparse.Namespace) -> str | None:
+    """The metric that the options ask about; None: that of each experiment's searcher."""
+    from cas.listing import SORTS
+    from cas.registry.filters import MetricFilter
+
+    if args.sort and args.sort not in SORTS:
+        return str(args.sort)
+    return MetricFilter.parse(args.metric[0]).metric if args.metric else None
+
+
+def _members(row: ListedCheckpoint, metric: str | None) -> dict[str, Any]:
+    experiment, trial, batch = row.numbers
+    known = row.metric(metric)
     return {
-        "registry": record.registry,
-        "experiment": record.experiment_id,
-        "trial": record.trial_id,
-        "batch": record.steps_completed,
-        "uuid": record.uuid,
-        "state": str(record.state),
-        "size": used.size if used else sum(record.resources.values()) if record.resources else None,
-        "here": _here(used),
-        "pinned": used is not None and used.pinned,
-        "metric": {"name": name, "value": values[name]} if name in values else None,
+        "registry": row.registry,
+        "experiment": experiment,
+        "trial": trial,
+        "batch": batch,
+        "uuid": row.uuid,
+        "state": None if row.state is None else str(row.state),
+        "size": row.size,
+        "here": str(row.here),
+        "pinned": row.pinned,
+        "metric": None if known is None else {"name": known[0], "value": known[1]},
     }
 
 
-def _unlisted(used: CheckpointUsage) -> dict[str, Any]:
-    absent = dict.fromkeys(("experiment", "trial", "batch"))
-    known = {"registry": used.registries[0], **absent, "uuid": used.uuid, "state": None, "size": used.size}
-    return {**known, "here": _here(used), "pinned": used.pinned, "metric": None}
+def _cell(members: dict[str, Any], name: str) -> object:
+    if name in ("metric", "value"):
+        return (members["metric"] or {}).get("name" if name == "metric" else "value")
+    return members[name]
 
 
-def _here(used: CheckpointUsage | None) -> str:
-    if used is None or (used.files and used.missing == used.files):
-        return "no"
-    return "part" if used.missing else "yes"
-
-
-def _is_wanted(row: dict[str, Any], args: argparse.Namespace) -> bool:
-    if row["state"] == "DELETED" and row["here"] == "no" and not args.all:
-        return False
-    return args.experiment in (None, row["experiment"]) and args.trial in (None, row["trial"])
-
-
-def _row(row: dict[str, Any]) -> list[object]:
-    metric = row["metric"]
-    shown = f"{metric['name']}={_short(metric['value'])}" if metric else None
-    size = output.size(row["size"]) if row["size"] is not None else None
-    here = row["here"] if row["state"] in (None, "COMPLETED") else f"{row['here']} ({row['state'].lower()})"
-    here += ", pinned" if row["pinned"] else ""
-    return [row["registry"], row["experiment"], row["trial"], row["batch"], row["uuid"], size, here, shown]
-
-
-def _place(row: dict[str, Any]) -> tuple[str, list[int], str]:
-    """Where a row belongs: by registry, experiment, trial and batch, those that have none first."""
-    numbers = [-1 if row[name] is None else row[name] for name in ("experiment", "trial", "batch")]
-    return row["registry"], numbers, row["uuid"]
+def _row(row: ListedCheckpoint, metric: str | None) -> list[object]:
+    known = row.metric(metric)
+    size = output.size(row.size) if row.size is not None else None
+    here = str(row.here) if row.state in (None, "COMPLETED") else f"{row.here} ({str(row.state).lower()})"
+    here += ", pinned" if row.pinned else ""
+    shown = f"{known[0]}={_short(known[1])}" if known else None
+    return [row.registry, *row.numbers, row.uuid, size, here, shown]
 
 
 def _short(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- registries ------------------------------------------------------------------------------------------------------
+def _register_registries(groups: Any) -> None:
+    parser = add_command(
+        groups,
+        "registries",
+        registries,
+        summary="list the registries that are known here, what they tell of, and when they were last heard",
+        what="list the registries",
+        usage="[OPTIONS]",
+        example="$ registries\n$ registries --json",
+    )
+    add_form(parser, quiet="print only their names", csv=True)
+
+
+def registries(args: argparse.Namespace) -> None:
+    """Print the registries of the catalog."""
+    from cas.listing import registries as known
+    from cas.registry.catalog import ago
+
+    found = known(settings=settings(args))
+    headers = ("registry", "experiments", "trials", "checkpoints", "seen")
+    if args.quiet:
+        for one in found:
+            output.say(one.name)
+    elif args.json:
+        output.say_json(registries=[{**one.counts, "name": one.name, "seen": one.seen} for one in found])
+    elif args.csv:
+        output.say_csv(headers, [[one.name, *one.counts.values(), one.seen] for one in found])
+    elif found:
+        rows = [[one.name, *one.counts.values(), None if one.seen is None else ago(one.seen)] for one in found]
+        output.say(output.table(headers, rows, right=headers[1:4]))
+    else:
+        output.note("no registry is known here yet; `add` and every answer of a master make one, and `recover`")
 
 
 # --- du --------------------------------------------------------------------------------------------------------------

@@ -138,6 +138,10 @@ class Records:
             found += more
         return found
 
+    def counts(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """Return of each registry and kind how many things there are, and when the last was seen."""
+        return self._index.counts()
+
     def registries_with(self, kind: str, id: str) -> list[str]:
         """Return the registries that know a thing, in order of name."""
         found = self._index.registries_with(kind, id)

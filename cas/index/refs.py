@@ -154,6 +154,10 @@ class Refs:
                 with contextlib.suppress(OSError):
                     yield (folder / name).stat().st_mtime_ns
 
+    def all_registries(self) -> list[str]:
+        """Return the registries that have refs, in order of name."""
+        return sorted(map(unquote_registry, disk.names(self._layout.root / "refs")))
+
     def all(self) -> Iterator[tuple[str, str, list[Digest]]]:
         """Yield registry, UUID and manifests of every checkpoint."""
         folder = self._layout.root / "refs"

@@ -122,6 +122,18 @@ class SqlIndex:
 
         return self._ask(ask)
 
+    def counts(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """Return of each registry and kind how many things there are, and when the last was seen."""
+        query = "SELECT registry, kind, count(*), max(seen) FROM record GROUP BY registry, kind"
+
+        def ask(database: sqlite3.Connection) -> dict[str, dict[str, tuple[int, float]]]:
+            found: dict[str, dict[str, tuple[int, float]]] = {}
+            for registry, kind, count, seen in database.execute(query):
+                found.setdefault(registry, {})[kind] = (count, seen)
+            return found
+
+        return self._ask(ask)
+
     def ids(self, kind: str, *, registry: str, parent: str) -> list[str]:
         """Return the ids of a registry's things of a kind below a parent, in order; no line is read."""
         query = "SELECT id FROM parent WHERE parent = ? AND kind = ? AND registry = ? ORDER BY id"

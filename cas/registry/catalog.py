@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cas.errors import ContentError, NotFoundError, UsageError
@@ -115,8 +115,27 @@ class Catalog:
             raise self._unknown(f"{kind} {id}")
         return found[0]
 
+    @property
+    def scope(self) -> str | None:
+        """The registry that it is restricted to, or None."""
+        return self._registry
+
+    def require_known(self) -> None:
+        """Refuse a registry that nothing here tells of.
+
+        Raises:
+            NotFoundError: there is no such registry; the message lists those there are.
+        """
+        if self._registry not in (None, LOCAL) and self._registry not in (names := _names(self._store)):
+            known = ", ".join(names) or "none yet"
+            raise NotFoundError(f"no registry is called {self._registry!r:.200} here; there are: {known}")
+
     def _unknown(self, what: str) -> NotFoundError:
         if self._registry not in (None, LOCAL):
+            try:
+                self.require_known()
+            except NotFoundError as error:
+                return NotFoundError(f"the catalog has never seen {what} of {self._registry}: {error}")
             return NotFoundError(f"the catalog has never seen {what} of {self._registry}")
         return NotFoundError(f"the catalog knows no {what}; {_HOW_TO_ADD}; {_HOW_TO_ASK}")
 
@@ -182,9 +201,11 @@ class Catalog:
     def _each(self, registry: str, picked: Iterable[Candidate]) -> list[Seen]:
         return [seen for one in picked if (seen := self._get(registry, one.uuid)) is not None]
 
-    def checkpoints(self) -> list[CheckpointRecord]:
-        """Return every checkpoint, by registry and UUID."""
-        return self._read(self._store.records.find("checkpoint", registry=self._registry))
+    def checkpoints(self, *, experiment: int | None = None, trial: int | None = None) -> list[CheckpointRecord]:
+        """Return every checkpoint, or those of an experiment or trial of any registry, by registry and UUID."""
+        parent = f"trial/{trial}" if trial is not None else None if experiment is None else f"experiment/{experiment}"
+        found = self._read(self._store.records.find("checkpoint", registry=self._registry, parent=parent))
+        return [record for record in found if experiment in (None, record.experiment_id)]
 
     def experiments(self) -> list[ExperimentRecord]:
         """Return every experiment, by registry and id; `trial_ids` are those of its own record."""
@@ -230,11 +251,35 @@ class Catalog:
         records = self._store.records
         kind, _, id = thing.partition("/")
         known = records.get(self._registry, kind, id)
-        listings = [records.get(self._registry, "listing", thing)]
+        listings = [records.get(self._registry, note, thing) for note in ("listing", "again")]
         if kind == "trial" and known is not None:
             listings.append(records.get(self._registry, "listing", f"experiment/{known.data.get('experiment')}"))
         moments = [seen.at for seen in listings if seen is not None]
         return max(moments, default=None if known is None else known.at)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRegistry:
+    """A registry of the catalog: how much is known of it, and when it was last heard (seconds since 1970)."""
+
+    name: str
+    counts: Mapping[str, int]  # experiments, trials, checkpoints
+    seen: float | None
+
+
+def known_registries(store: Store) -> list[KnownRegistry]:
+    """Return every registry that has records or checkpoints here, by name."""
+    counted = store.records.counts()
+    found = []
+    for name in _names(store):
+        kinds = counted.get(name, {})
+        counts = {f"{kind}s": kinds.get(kind, (0, 0.0))[0] for kind in ("experiment", "trial", "checkpoint")}
+        found.append(KnownRegistry(name, counts, max((seen for _, seen in kinds.values()), default=None)))
+    return found
+
+
+def _names(store: Store) -> list[str]:
+    return sorted({*store.records.registries(), *store.refs.all_registries()})
 
 
 def choose(registry: Registry, thing: str, choice: Choice) -> list[CheckpointRecord]:

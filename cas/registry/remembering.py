@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from cas.errors import CasError, ContentError, OfflineError
+from cas.index import disk
 from cas.index.records import NewRecord
 from cas.index.store import Store
 from cas.registry.catalog import Catalog, Record, ago
@@ -18,6 +19,8 @@ from cas.registry.records import CheckpointRecord, ExperimentRecord, Registry, S
 log = logging.getLogger("cas.registry")
 
 T = TypeVar("T")
+
+AGAIN = 60.0  # seconds after which it is noted that an answer was the same again
 
 
 def remember(
@@ -161,7 +164,7 @@ class Remembering:
             OfflineError: it does not answer.
         """
         record = self._ask(lambda: self._inner.experiment(id), f"experiment/{id}")
-        self._remember([record])
+        self._remember([record], seen=f"experiment/{id}")
         return record
 
     def trial(self, id: int) -> TrialRecord:
@@ -172,7 +175,7 @@ class Remembering:
             OfflineError: it does not answer.
         """
         record = self._ask(lambda: self._inner.trial(id), f"trial/{id}")
-        self._remember([record])
+        self._remember([record], seen=f"trial/{id}")
         return record
 
     def checkpoint(self, uuid: str) -> CheckpointRecord:
@@ -183,7 +186,7 @@ class Remembering:
             OfflineError: it does not answer.
         """
         record = self._filled(self._ask(lambda: self._inner.checkpoint(uuid), f"checkpoint/{uuid}"))
-        self._remember([record])
+        self._remember([record], seen=f"checkpoint/{uuid}")
         return record
 
     def experiment_trials(self, id: int) -> list[TrialRecord]:
@@ -260,13 +263,28 @@ class Remembering:
         what = thing.replace("/", " ")
         at = Catalog(self._store, self.name).seen_at(thing)
         if at is None:
-            return f"the catalog has never seen {what}"
+            gone = "; is the master gone for good? `cas recover URL` makes a registry of what lies in its bucket"
+            return f"the catalog has never seen {what}{self._elsewhere(thing) or gone}"
         how = "set CAS_OFFLINE=1 (or --offline, offline=True) to be answered from it"
-        return f"the catalog has {what} as it was {ago(at)}: {how}"
+        return f"the catalog has {what} as it was {ago(at)}: {how}{self._elsewhere(thing)}"
 
-    def _remember(self, records: Iterable[Record], *, complete: str | None = None) -> None:
+    def _elsewhere(self, thing: str) -> str:
+        """Which other registries know a thing of this name."""
+        kind, _, id = thing.partition("/")
+        others = [name for name in self._store.records.registries_with(kind, id) if name != self.name]
+        return f"; {', '.join(others[:3])} has such a one: --registry {others[0]}" if others else ""
+
+    def _remember(self, records: Iterable[Record], *, complete: str | None = None, seen: str | None = None) -> None:
         try:
             all_there: bool = complete is not None and getattr(self._inner, "lists_are_complete", True)
             remember(self._store, self.name, records, complete=complete, others_are_gone=all_there)
+            if seen is not None:
+                self._note_again(seen)
         except (OSError, CasError) as error:
             log.warning("cannot write down what %s answered: %s", self.name, error)
+
+    def _note_again(self, thing: str) -> None:
+        """Note that a thing was seen unchanged, if what is written of it is not from just now."""
+        at = Catalog(self._store, self.name).seen_at(thing)
+        if at is not None and disk.now() - at > AGAIN:
+            self._store.records.add(self.name, [NewRecord("again", thing, {})])
