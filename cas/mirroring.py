@@ -20,6 +20,7 @@ from cas.registry.master import Master
 from cas.registry.opening import open_master
 from cas.registry.records import CheckpointRecord, State
 from cas.registry.remembering import Remembering, remember
+from cas.registry.values import same
 from cas.transfer.progress import counter
 from cas.transfer.workers import Workers
 
@@ -213,7 +214,7 @@ class _Mirror:
 
     def _is_new(self, record: CheckpointRecord) -> bool:
         seen = self._store.records.get(record.registry, "checkpoint", record.uuid)
-        return seen is None or seen.data != record.to_json()
+        return seen is None or not same(seen.data, record.to_json())
 
     # --- files -------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,12 @@ def test_what_is_known_is_not_written_again(store: Store) -> None:
     assert Catalog(store).checkpoint(uuid(3)).state is State.DELETED
 
 
+def test_a_boolean_that_becomes_a_number_is_a_change(store: Store) -> None:
+    for value in (True, 1, False, 0, "0", [True], [1], {"a": [True]}, {"a": [1]}):
+        remember(store, MASTER, [seen(1, validation_metrics={"loss": value})], complete="experiment/1")
+        assert repr(Catalog(store).checkpoint(uuid(1)).validation_metrics) == repr({"loss": value})
+
+
 def test_what_a_checkpoint_tells_of_its_experiment_leaves_the_rest_of_its_record(store: Store) -> None:
     remember(store, MASTER, [ExperimentRecord(registry=MASTER, id=1, name="mnist", config=CONFIG)])
     remember(store, MASTER, [seen(1, experiment_config=CONFIG | {"labels": ["new"]})])

@@ -15,6 +15,7 @@ from cas.index.store import Store
 from cas.registry.catalog import Catalog, Record, ago
 from cas.registry.http import Body, UnsupportedTypeError
 from cas.registry.records import CheckpointRecord, ExperimentRecord, Registry, State, TrialRecord
+from cas.registry.values import same
 
 log = logging.getLogger("cas.registry")
 
@@ -43,7 +44,7 @@ def remember(
     lines = [NewRecord("checkpoint", uuid, one.to_json(), one.parents) for uuid, one in checkpoints.items()]
     known = _known(store, registry, "checkpoint", checkpoints.keys(), complete)
     new = [*_experiments(store, registry, every), *_trials(store, registry, every, complete)]
-    new += [line for line in lines if known.get(line.id) != line.data]
+    new += [line for line in lines if not same(known.get(line.id), line.data)]
     if complete is not None:
         if others_are_gone:
             new += _gone(registry, {uuid: data for uuid, data in known.items() if uuid not in checkpoints})
@@ -75,7 +76,7 @@ def _experiments(store: Store, registry: str, records: Iterable[Record]) -> Iter
             data = ExperimentRecord(registry=registry, id=id, config=configs[id]).to_json()
             if seen is not None:
                 data = {**seen.data, "config": data["config"] or seen.data.get("config", {})}
-        if seen is None or seen.data != data:
+        if seen is None or not same(seen.data, data):
             yield NewRecord("experiment", str(id), data)
 
 
@@ -103,7 +104,7 @@ def _trials(store: Store, registry: str, records: Iterable[Record], complete: st
         data = record.to_json()
         if record.experiment_id is None and before.get("experiment") is not None:
             continue  # a master of 0.12 tells less of it by itself than in the list of its experiment
-        if not before or (id in whole and before != data) or before.get("experiment") != data["experiment"]:
+        if not before or (id in whole and not same(before, data)) or before.get("experiment") != data["experiment"]:
             yield NewRecord("trial", str(id), data, record.parents)
 
 

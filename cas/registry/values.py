@@ -59,6 +59,21 @@ def plain(value: object, *, depth: int = MAX_DEPTH) -> Any:
     raise ValueError(f"JSON has no {type(value).__name__}")
 
 
+def same(one: object, other: object) -> bool:
+    """Whether two plain JSON values are the same; Python alone takes `true` for 1, and `false` for 0."""
+    if one != other:
+        return False
+    return repr(one) == repr(other) or _same(one, other)
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool)
+
+
 def as_number(value: object) -> object:
     """Return Python's own number for one of numpy, or for what holds exactly one (a tensor); all else as it is."""
     try:
