@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cas.alone import model_alone
 from cas.config import DownloadMode, Link, Settings, Trust
 from cas.described import Described
 from cas.errors import CasError, CheckpointNotFoundError, UsageError
@@ -297,9 +298,9 @@ class Checkpoint(Described):
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
             process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
                 hosts fetch the files together first, see `share`.
-            kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state),
-                `trial_class=` and `trial_kwargs=` (what builds the model); others reach the framework's loader
-                (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).
+            kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state; what is
+                not here yet of that is not fetched), `trial_class=` and `trial_kwargs=` (what builds the model); others
+                reach the framework's loader (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).
 
         Raises:
             UsageError: this kind of checkpoint does not take such an argument.
@@ -325,6 +326,12 @@ class Checkpoint(Described):
         if path is not None:
             target = Path(self.download(path))
             return load_folder(target, metadata=known, permit=self._permit(trust), **kwargs)
+        if kwargs.get("only") == "model" and not self._is_here():
+            with model_alone(self.store, self._origin, self._known(), self._rest) as alone:
+                if alone is not None:
+                    if "mmap" in kwargs:
+                        kwargs["mmap"] = False  # whoever completes the transfer cuts the file short
+                    return load_folder(alone, metadata=known, permit=self._permit_of_part(trust), **kwargs)
         folder, digest = self._enter()
         leave: Callable[[], object] = functools.partial(self.store.leases.leave, digest)
         try:
@@ -413,6 +420,20 @@ class Checkpoint(Described):
         if digest is not None and Trusted(self.store.layout).holds(digest):
             return Permit(chosen)
         return Permit(chosen, f"it was pulled from a bare URL; if you trust it, say so: cas trust {self.uuid}")
+
+    def _permit_of_part(self, trust: Trust | str | None) -> Permit:
+        """Return what may run of some of its bytes: of a bare URL's nothing, for the user's word is about the whole."""
+        chosen = self.settings.but(trust=trust).trust
+        if self.record.registry != PULLED:
+            return Permit(chosen)
+        return Permit(chosen, "it was pulled from a bare URL, and only a part of it: load it without only='model'")
+
+    def _rest(self, names: list[str]) -> Path:
+        return self.only(exclude=[*self._selection.exclude, *names], include=self._selection.include or None).view()
+
+    def _is_here(self) -> bool:
+        known = self._known()
+        return known is not None and known.complete and not self.store.absent(known)
 
     def _scanned(self, folder: Path, digest: Digest) -> Any:
         from cas.load.verdicts import Scanned

@@ -61,8 +61,17 @@ def _read(layout: Layout, reading: Reading, options: Options) -> Any:
         return read_distributed(layout.file, reading, only=options.only)
     if layout.kind is Kind.TORCH_PARTS:
         return read_parts(layout.file, reading)
+    return _read_state(layout, reading, options)
+
+
+def _read_state(layout: Layout, reading: Reading, options: Options) -> Any:
     # Of a mapped file, only what is used is ever read: the optimizer's state stays on the disk.
     return read_file(layout.file, reading, mapped=options.only is not None or reading.mapped)
+
+
+def _may_stay(reading: Reading, options: Options) -> bool:
+    """Whether tensors as they were read may become the model's: not of a file that is mapped for a moment only."""
+    return reading.mapped or options.only is None
 
 
 # --- weights without code ----------------------------------------------------------------------------------------
@@ -74,7 +83,7 @@ def _weights(layout: Layout, reading: Reading, options: Options, found: Any) -> 
     if options.model is not None:
         if len(states) != 1:
             raise UsageError(f"{name}: holds the states of {len(states)} models; model= takes one")
-        adopt = reading.mapped or options.only is None  # else it is mapped for a moment only
+        adopt = _may_stay(reading, options)
         return fill(options.model, states[0], adopt=adopt, strict=options.strict, what=name, builder="model=")
     if options.only and states:
         own = states if reading.mapped else copy.deepcopy(states)  # of a user's file, nothing stays mapped
@@ -109,7 +118,7 @@ def _load_trial(layout: Layout, reading: Reading, options: Options, *, whole: bo
         raise UsageError(f"{layout.folder}: its trial class builds the model; model= is for weights without code")
     if reading.permit.safe_only:
         raise reading.permit.refusal(f"{layout.folder}: its model is built by code/ ({layout.entrypoint})")
-    state = read_file(layout.file, reading)
+    state = _read_state(layout, reading, options)
     if not isinstance(state, dict):
         raise ContentError(f"{layout.file}: holds a {type(state).__name__}, not the state of a trial")
     context = torch_context(layout)
@@ -150,7 +159,7 @@ def _fill(model: Any, values: Any, layout: Layout, reading: Reading, options: Op
     if not isinstance(values, Mapping):
         raise ContentError(f"{layout.file}: holds a {type(values).__name__} in place of a model's state")
     what, builder = str(layout.file), str(getattr(options.trial_class, "__name__", None) or layout.entrypoint)
-    return fill(model, values, adopt=True, strict=options.strict, what=what, builder=builder)
+    return fill(model, values, adopt=_may_stay(reading, options), strict=options.strict, what=what, builder=builder)
 
 
 __all__ = ["load_torch"]
