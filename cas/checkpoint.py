@@ -140,6 +140,18 @@ class Checkpoint(Described):
         known = self.store.resolve(self.record.registry, self.uuid)
         return known is not None and not known.complete
 
+    @property
+    def proofs(self) -> Mapping[str, str]:
+        """Path → what vouched for a file's bytes when they came: `origin checksum (kind)`, `zip crc`, `length only`.
+
+        Files that were added here, or were not fetched, are not in it.
+        """
+        known = self.store.resolve(self.record.registry, self.uuid)
+        if known is None:
+            return {}
+        found = self.store.facts.proofs(digests_of(known))
+        return {str(entry.path): found[entry.digest] for entry in known.files if entry.digest in found}
+
     def _known(self) -> Manifest | None:
         """What is wanted of what the checkpoint consists of, as far as the store knows."""
         known = self.store.resolve(self.record.registry, self.uuid)

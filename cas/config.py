@@ -67,10 +67,10 @@ class Client(StrEnum):
 
 
 class Progress(StrEnum):
-    """Whether long work draws a bar on stderr."""
+    """What long work says on stderr."""
 
-    AUTO = "auto"  # on a terminal and in a notebook
-    ON = "on"
+    AUTO = "auto"  # a bar on a terminal and in a notebook; in a log file a line now and then, if it takes long
+    ON = "on"  # and in a log file at least one line
     OFF = "off"
 
 
@@ -328,6 +328,13 @@ def _parse(parse: Callable[[Any], Any], value: Any, name: str) -> Any:
     except ValueError as error:
         allowed = f"must be one of {', '.join(parse)}" if isinstance(parse, type(Link)) else str(error)
         raise UsageError(f"{name}: {value!r:.80} {allowed}") from error
+
+
+def local_rank() -> int:
+    """Return which of a host's ranks of one job this is, as its launcher says; 0 if none does."""
+    names = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+    said = next((os.environ[name] for name in names if os.environ.get(name)), "0")
+    return int(said) if said.isascii() and said.isdigit() else 0
 
 
 def config_file() -> Path:

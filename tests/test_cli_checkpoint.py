@@ -56,7 +56,7 @@ def test_describe_prints_what_is_known(shell):
     for line in (f"uuid: {UUID}", "registry: local", "state: COMPLETED", "experiment: 1", "trial: 2", "batch: 30"):
         assert line in text.splitlines()
     assert '"loss": 0.5' in text and '"lr": 0.1' in text
-    assert text.splitlines()[-1].split() == ["3", "B", "yes", "weights"]
+    assert text.splitlines()[-1].split() == ["3", "B", "yes", "-", "weights"]  # added here: nothing to prove
 
 
 def test_describe_as_json(shell):

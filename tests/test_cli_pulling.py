@@ -33,6 +33,8 @@ def test_pull_tag_view_describe_rm(shell, place, tmp_path):
     assert (shell.run("tag").ok.out.split()[-2:]) == ["tiny/one", uuid]
     found = json.loads(shell.run("checkpoint", "describe", "tiny/one", "--json").ok.out)
     assert [(one["path"], one["here"]) for one in found["files"]] == [("config.json", True), ("weights.bin", False)]
+    assert [one["proof"] for one in found["files"]] == ["length only", None]
+    assert "length only" in shell.run("checkpoint", "describe", "tiny/one").ok.out
     assert shell.run("pull", place, "-q").ok.out == f"{uuid}\n"
     assert sorted(path.name for path in (shell.folder / shell.run("view", "tiny/one").ok.out.strip()).iterdir()) == [
         "config.json",

@@ -227,6 +227,24 @@ def test_a_page_that_is_gone_is_one_clear_line(site, settings):
     assert "\n" not in str(caught.value)
 
 
+def test_what_vouched_for_each_file_is_kept_and_the_best_of_it_shown(site, url, settings, tmp_path):
+    checkpoint = Checkpoint.from_url(url, settings=settings)
+    checkpoint.fetch()
+    assert set(checkpoint.proofs.values()) == {"length only"}
+    assert set(checkpoint.proofs) == set(FILES)
+    site.digest = True
+    site.write("there/model-00001.safetensors", FILES["model-00001.safetensors"])
+    site.write("there/config.json", FILES["config.json"], age=1)
+    site.etag = "none"  # a file with no validator is never known, and what was proven of it all the same is
+    Checkpoint.from_url(site.url + "there/", settings=settings).fetch()
+    assert checkpoint.proofs["model-00001.safetensors"] == "origin checksum (sha256)"
+    assert checkpoint.proofs["config.json"] == "origin checksum (sha256)"
+    assert checkpoint.proofs["tokenizer/vocab.json"] == "length only"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own").write_bytes(b"my own")
+    assert add(tmp_path / "mine", settings=settings).proofs == {}
+
+
 # --- patterns ------------------------------------------------------------------------------------------------------
 
 

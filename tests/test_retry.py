@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 from remote_suite import FILES, FOLDERS, RemoteSuite
@@ -82,8 +83,30 @@ def test_stopping_ends_a_pause_at_once():
 
 def test_a_server_that_asks_for_time_gets_it_within_bounds():
     assert retry._pause(0.001, 1, 7.0) == 7.0
-    assert retry._pause(0.001, 1, 3600.0) == retry.LONGEST_PAUSE
+    assert retry._pause(0.001, 1, 3600.0) == retry.LONGEST_ASKED
     assert retry._pause(1.0, 30, None) == retry.LONGEST_PAUSE
+
+
+def test_a_server_that_asks_one_thread_to_wait_is_left_alone_by_all():
+    class Busy(MemoryRemote):
+        asked: ClassVar[list[float]] = []
+
+        def read(self, file, start, end):
+            self.asked.append(time.monotonic())
+            if len(self.asked) == 1:
+                raise TransientRemoteError("429", retry_after=0.5)
+            return super().read(file, start, end)
+
+    remote = RetryingRemote(Busy({"f": DATA}), pause=0.001)
+    [file] = remote.list().files
+    first = threading.Thread(target=lambda: list(remote.read(file, 0, 10)))
+    first.start()
+    while not Busy.asked:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    list(remote.read(file, 10, 20))
+    first.join()
+    assert min(Busy.asked[1:]) - Busy.asked[0] >= 0.5
 
 
 def test_a_server_that_nobody_can_reach_is_offline() -> None:

@@ -167,10 +167,12 @@ def describe(args: argparse.Namespace) -> None:
     for name, value in _known(checkpoint).items():
         text = json.dumps(value, indent=2) if isinstance(value, dict) else output.printable(value)
         output.say(f"{name.replace('_', ' ')}: {text if value not in (None, {}) else '-'}")
-    rows = [(output.size(one["size"]), "yes" if one["here"] else "no", one["path"]) for one in files]
+    rows = [
+        (output.size(one["size"]), "yes" if one["here"] else "no", one["proof"] or "-", one["path"]) for one in files
+    ]
     output.say(f"files: {len(rows)}, {output.size(sum(one['size'] for one in files))}")
     if rows:
-        output.say(output.table(("size", "here", "path"), rows, right=("size",)))
+        output.say(output.table(("size", "here", "proof", "path"), rows, right=("size",)))
 
 
 def _known(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -195,7 +197,17 @@ def _storage(storage: object) -> str | None:
     """Say where the origin is, in words that hold no credential."""
     if not isinstance(storage, dict):
         return None
-    names = ("type", "endpoint_url", "bucket", "container", "prefix", "host_path", "container_path", "storage_path")
+    names = (
+        "type",
+        "url",
+        "endpoint_url",
+        "bucket",
+        "container",
+        "prefix",
+        "host_path",
+        "container_path",
+        "storage_path",
+    )
     return " ".join(str(storage[name]) for name in names if storage.get(name))
 
 
@@ -204,14 +216,16 @@ def _files(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     manifest = checkpoint.store.resolve(checkpoint.record.registry, checkpoint.uuid)
     if manifest is None:
         resources = sorted(checkpoint.resources.items())
-        return [{"path": name, "size": size, "digest": None, "here": False} for name, size in resources]
+        return [{"path": name, "size": size, "digest": None, "here": False, "proof": None} for name, size in resources]
     absent = set(checkpoint.store.absent(manifest))
+    proofs = checkpoint.proofs
     return [
         {
             "path": str(entry.path),
             "size": entry.size,
             "digest": str(entry.digest) if entry.digest else None,
             "here": entry.digest is not None and entry.digest not in absent,
+            "proof": proofs.get(entry.path),
         }
         for entry in manifest.files
     ]

@@ -49,6 +49,9 @@ class _DamagedIndexError(Exception):
     """The index file is not what we wrote; make another."""
 
 
+_AT_ONCE = 200  # texts that are looked for in one reading of a table
+
+
 class SqlIndex:
     """Facts by key, and records by registry, kind, id and parent; safe for threads and after a fork."""
 
@@ -82,6 +85,21 @@ class SqlIndex:
                 if payloads:
                     found[key] = [payload for payload in payloads if payload is not None]
             return found
+
+        return self._ask(ask)
+
+    def facts_with(self, kind: str, texts: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the facts of a kind whose lines hold one of some texts, wherever: reads all of them."""
+        wanted = list(dict.fromkeys(texts))
+
+        def ask(database: sqlite3.Connection) -> list[dict[str, Any]]:
+            found: list[dict[str, Any] | None] = []
+            for at in range(0, len(wanted), _AT_ONCE):
+                some = wanted[at : at + _AT_ONCE]
+                holds = " OR ".join(["instr(line, CAST(? AS BLOB))"] * len(some))
+                query = f"SELECT line FROM fact WHERE kind = ? AND ({holds})"
+                found += [_payload(line) for (line,) in database.execute(query, (kind, *some))]
+            return [payload for payload in found if payload is not None]
 
         return self._ask(ask)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ T = TypeVar("T")
 
 ATTEMPTS = 6  # in a row without a byte of progress
 FIRST_PAUSE = 0.2  # seconds; doubled each time, with jitter
-LONGEST_PAUSE = 20.0  # seconds; a server that asks for more is not waited for longer
+LONGEST_PAUSE = 20.0  # seconds, of our own choice
+LONGEST_ASKED = 120.0  # seconds; a server that asks for more is not waited for longer
 
 
 class RetryingRemote:
@@ -32,6 +34,7 @@ class RetryingRemote:
         self._inner = inner
         self._stop = stop or threading.Event()
         self._pause = pause
+        self._not_before = 0.0  # of time.monotonic(): a server that is busy is left alone by all threads
 
     @property
     def url(self) -> str:
@@ -59,6 +62,7 @@ class RetryingRemote:
         """Yield a range; see `Remote`."""
         failures = 0
         while True:
+            self._wait_for_turn()
             try:
                 for piece in self._inner.read(file, start, end):
                     start += len(piece)
@@ -74,6 +78,7 @@ class RetryingRemote:
         failures = 0
         while True:
             started = False
+            self._wait_for_turn()
             try:
                 for piece in self._inner.stream(file):
                     started = True
@@ -117,11 +122,17 @@ class RetryingRemote:
     def _try(self, request: Callable[[], T]) -> T:
         failures = 0
         while True:
+            self._wait_for_turn()
             try:
                 return request()
             except TransientRemoteError as error:
                 failures += 1
                 self._wait(error, failures)
+
+    def _wait_for_turn(self) -> None:
+        """Wait as long as the server asked any of the threads to wait."""
+        while (left := self._not_before - time.monotonic()) > 0 and not self._stop.wait(left):
+            pass
 
     def _wait(self, error: TransientRemoteError, failures: int) -> None:
         """Pause before the next attempt, or raise the error if there is to be none."""
@@ -130,11 +141,13 @@ class RetryingRemote:
         if failures >= ATTEMPTS or self._stop.is_set():
             raise error
         pause = _pause(self._pause, failures, error.retry_after)
+        if error.retry_after is not None:
+            self._not_before = max(self._not_before, time.monotonic() + pause)
         log.info("trying again in %.1f s: %s", pause, error)
         if self._stop.wait(pause):
             raise error
 
 
 def _pause(first: float, failures: int, asked: float | None) -> float:
-    wanted = first * 2.0 ** (failures - 1) * random.uniform(0.5, 1.5)
-    return min(max(wanted, asked or 0.0), LONGEST_PAUSE)
+    wanted = min(first * 2.0 ** (failures - 1) * random.uniform(0.5, 1.5), LONGEST_PAUSE)
+    return max(wanted, min(asked or 0.0, LONGEST_ASKED))

@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from cas.config import Settings, Verify
 from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
 from cas.index.digest import Digest
+from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.store import Store
 from cas.transfer import checksums
+from cas.transfer.limits import LimitedRemote, Rate
 from cas.transfer.progress import Advance
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.retry import RetryingRemote
@@ -37,6 +39,8 @@ class Session:
         self.stop = threading.Event()
         self.origin = remote
         self.remote = RetryingRemote(remote, stop=self.stop)
+        if settings.bandwidth is not None:  # it has the same face
+            self.remote = cast(RetryingRemote, LimitedRemote(self.remote, Rate(settings.bandwidth, self.stop)))
         self.settings = settings
         self.strict = settings.verify is Verify.STRICT
         self.lock = threading.Lock()
@@ -92,8 +96,9 @@ class Session:
 
     def committed(self, file: RemoteFile, digest: Digest, proof: str, *, domain: str | None = None) -> None:
         """A file was fetched, and is in the store; of a large one, `domain` says which registry and storage have it."""
-        if _is_settled(file):
-            self.store.facts.add_origin(file.identity, digest, proof)
+        # With no validator the fact tells what was proven, and is never taken for knowing the bytes.
+        known = file.identity if _is_settled(file) else RemoteIdentity(file.identity.url, file.size)
+        self.store.facts.add_origin(known, digest, proof)
         if domain is not None:
             self.store.facts.add_domain(digest, domain)
         with self.lock:
