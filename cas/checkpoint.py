@@ -38,6 +38,7 @@ from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
 from cas.transfer.preview import Preview, preview
 from cas.transfer.selection import EVERYTHING, Selection
+from cas.unstored import Unstored
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
@@ -165,6 +166,7 @@ class Checkpoint(Described):
         mode: DownloadMode | str | None = None,
         *,
         link: Link | str | None = None,
+        store: bool = True,
     ) -> str:
         """Bring the files into a folder of the user's, whole or not at all; return its path.
 
@@ -174,9 +176,11 @@ class Checkpoint(Described):
             mode: which way what is not here comes: `direct` (from the storage), `master` (through the master), `auto`
                 (through the master where the storage's way is closed); default the setting.
             link: `auto` (reflink where the file system can, else copy), `reflink`, `hardlink`, `symlink`, `copy`.
+            store: False leaves nothing in the store, for homes with a small quota: what is fetched goes straight to the
+                folder's disk, checked and resumed all the same. What the store has is used from there.
 
         Raises:
-            UsageError: the path is empty, or there is no such way to link.
+            UsageError: the path is empty, there is no such way to link, or nothing to link to.
             ForeignContentError: the folder holds other content under a name of the checkpoint's.
             CheckpointNotFoundError: the files are neither here nor at the origin.
             NoSpaceError: it will not fit, and nothing was written; or the disk became full, and the next call goes on.
@@ -191,6 +195,9 @@ class Checkpoint(Described):
                 self.link_report, self.pull_report = LinkReport.unchanged(known), None
                 self.store.uses.note(self.uuid)
                 return str(target)
+        if not store and not (known is not None and known.complete and all(map(self.store.has, digests_of(known)))):
+            self._download_past_the_store(target, chosen)
+            return str(target)
         only = self.is_only_copy
         sharing, copying = chosen.link is Link.AUTO, chosen.link in (Link.AUTO, Link.COPY)
         there = Destination(target.absolute(), may_share=sharing) if copying else None
@@ -202,6 +209,15 @@ class Checkpoint(Described):
             self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
             self.store.uses.note(self.uuid)
         return str(target)
+
+    def _download_past_the_store(self, target: Path, settings: Settings) -> None:
+        if settings.link not in (Link.AUTO, Link.COPY):
+            raise UsageError(f"link={settings.link} makes links into the store, in which this download leaves nothing")
+        origin = replace(self._origin, settings=settings)
+        if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
+            raise self._gone(None, [])
+        past = Unstored(self.store, origin, target, self._metadata_file)
+        self.link_report, self.pull_report = past.bring(settings.mode)
 
     def fetch(self) -> Manifest:
         """Bring the files into the store, and nowhere else; return what they are.

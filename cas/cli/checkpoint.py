@@ -120,6 +120,8 @@ def add_download_options(
     parser.add_argument("-o", "--output-dir", metavar="DIR", help=folder)
     how = "how files get there; default auto: reflinks where the disk can, else copies"
     parser.add_argument("--link", choices=LINKS, help=how)
+    past = "leave nothing in the store: what is fetched goes straight to the folder's disk"
+    parser.add_argument("--no-store", action="store_true", help=past)
     way = "direct: from the storage; master: through the master; auto (default): as it is open"
     parser.add_argument("--mode", choices=MODES, help=way)
     parser.add_argument("--dry-run", action="store_true", help="print what would be fetched, and do nothing")
@@ -140,7 +142,7 @@ def download(args: argparse.Namespace) -> None:
 
 def bring(checkpoint: Checkpoint, args: argparse.Namespace, *, folder: str | None) -> dict[str, Any]:
     """Download a checkpoint into a folder, print it unless as JSON, and return what is printed then."""
-    path = checkpoint.download(folder, args.mode, link=args.link)
+    path = checkpoint.download(folder, args.mode, link=args.link, store=not args.no_store)
     if args.quiet:
         output.say(path)
         sys.stdout.flush()

@@ -62,6 +62,7 @@ class Materializer:
         link: how. A hard link or reflink that was asked for and cannot be made is an error.
         is_only_copy: tells which blobs have no origin: those are never hard-linked, because whoever writes to the
             user's file would destroy them.
+        giving: the store is made for this target alone: its very files become the user's.
 
     Raises:
         ForeignContentError: the target is there, and is no folder.
@@ -75,10 +76,11 @@ class Materializer:
         *,
         link: Link = Link.AUTO,
         is_only_copy: Callable[[Digest], bool] = lambda digest: False,
+        giving: bool = False,
     ) -> None:
         self._store = store
         self._target = place_of(Path(os.path.abspath(target)))  # noqa: PTH100 - absolute() keeps `..`
-        self._placer = Placer(store, self._target, link, is_only_copy)
+        self._placer = Placer(store, self._target, link, is_only_copy, giving=giving)
         self._lock = threading.Lock()
         self._scratch: Scratch | None = None
         self._added: dict[str, tuple[FileEntry, _State]] = {}

@@ -33,6 +33,7 @@ class LinkReport:
     kept: int = 0  # were there already, and right
     bytes: int = 0  # that were copied
     extra: int = 0  # files that are not the checkpoint's, left alone
+    moved: int = 0  # were fetched to where they are, past the store
     only_copies: int = 0  # were to be hard links, and were not, because they would be the only copy's
 
     @property
@@ -53,15 +54,27 @@ class LinkReport:
         return cls(kept=len(manifest.files))
 
     def __str__(self) -> str:
-        words = [f"{getattr(self, name)} {name}" for name in ("reflinked", "copied", "hardlinked", "symlinked", "kept")]
+        names = ("moved", "reflinked", "copied", "hardlinked", "symlinked", "kept")
+        words = [f"{getattr(self, name)} {name}" for name in names]
         return ", ".join(word for word in words if not word.startswith("0 ")) or "nothing to do"
 
 
 class Placer:
     """Makes files out of blobs, in the way that was asked for, and counts. Safe to call from several threads."""
 
-    def __init__(self, store: Store, target: Path, link: Link, is_only_copy: Callable[[Digest], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        target: Path,
+        link: Link,
+        is_only_copy: Callable[[Digest], bool],
+        *,
+        giving: bool = False,
+    ) -> None:
+        """`giving`: the store is made for this target alone, which gets its very files."""
         self._store = store
+        self._giving = giving
+        self._given: set[Digest] = set()
         self._target = target  # for messages
         self._link = link
         self._is_only_copy = is_only_copy
@@ -82,6 +95,7 @@ class Placer:
     def forget(self) -> None:
         """Count from the beginning: what was built is not used."""
         self.report = LinkReport()
+        self._given.clear()
 
     def place(self, entry: FileEntry, path: Path) -> None:
         """Make one file, which must not exist.
@@ -100,7 +114,9 @@ class Placer:
             raise CheckpointNotFoundError(f"{entry.path}: its blob was removed by another process") from error
 
     def _place(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> None:
-        if self._link is Link.SYMLINK and not entry.executable:
+        if self._giving and self._give(blob, path, entry, digest):
+            self._count(moved=1)
+        elif self._link is Link.SYMLINK and not entry.executable:
             disk.symlink(os.fspath(blob), path)
             self._count(symlinked=1)
         elif self._link is Link.HARDLINK and not entry.executable and self._hardlink(blob, path, digest):
@@ -115,6 +131,25 @@ class Placer:
         else:
             self._copy(blob, path, entry)
             self._count(copied=1, bytes=entry.size)
+
+    def _give(self, blob: Path, path: Path, entry: FileEntry, digest: Digest) -> bool:
+        """Give a blob a name in the target and a user's mode; each blob once, because two files are not to be one."""
+        with self._lock:
+            if digest in self._given or not blob.is_relative_to(self._store.home):
+                return False
+            self._given.add(digest)
+        try:
+            disk.link(blob, path)
+        except OSError as error:
+            if not disk.is_link_refusal(error):
+                raise
+            return False
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            disk.set_mode(fd, self._mode_of(entry))
+        finally:
+            os.close(fd)
+        return True
 
     def _hardlink(self, blob: Path, path: Path, digest: Digest) -> bool:
         if self._store.read_only or not blob.is_relative_to(self._store.home):  # even its number of names stays

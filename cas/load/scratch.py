@@ -14,6 +14,7 @@ from cas.index.locks import Claim, is_abandoned
 log = logging.getLogger("cas.load")
 
 _NAME = 200  # bytes of the target's name that the folder beside it repeats: with the rest it stays below 255
+_BESIDE = ".cas-download"  # ends the name of a store that a download past the store keeps until it is done
 _PART = re.compile(r"\.[0-9a-f]{16}\.part\Z")
 _UNCLAIMED = 3600  # seconds after which a folder beside a target that nobody has claimed is a dead process's
 
@@ -54,9 +55,17 @@ def prefix_of(name: str) -> str:
     return f".{stem}."
 
 
+def beside(target: Path) -> Path:
+    """Return where a download past the store puts a target together: on its disk, and found again after a kill."""
+    name = f"{prefix_of(target.name)[:-1]}{_BESIDE}"
+    if (target.parent / name).is_dir():  # of one that was killed, perhaps when the target had appeared
+        return target.parent / name
+    return (target if target.is_dir() else target.parent) / name
+
+
 def is_part(name: str) -> bool:
     """Whether a name is that of a folder beside some target."""
-    return name.startswith(".") and _PART.search(name) is not None
+    return name.startswith(".") and (name.endswith(_BESIDE) or _PART.search(name) is not None)
 
 
 def is_part_of(name: str, prefix: str) -> bool:
