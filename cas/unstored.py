@@ -88,7 +88,7 @@ class Unstored:
             FileEntry(file.path, file.size, facts[file.identity].digest, executable=file.executable)
             for file in listing.files
         )
-        return Manifest.of(entries, listing.directories)
+        return Manifest.of(entries, listing.directories if self.origin.selection.is_everything else ())
 
     def _bring(self, place: Path, home: Path, mode: DownloadMode) -> tuple[LinkReport, PullReport]:
         settings = self._settings(home)
