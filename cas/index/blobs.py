@@ -74,14 +74,14 @@ class Blobs:
         self._known: dict[Digest, Signature] = {}  # trusted by this process
         self._hashed = 0
         self._when_bad: list[Callable[[Digest], None]] = []
-        self._when_new: list[Callable[[Digest, int, Path], None]] = []
+        self._when_new: list[Callable[[Digest, int, int, Path], None]] = []
 
     def on_bad(self, call: Callable[[Digest], None]) -> None:
         """Call this with the digest of every blob that goes aside because it is wrong."""
         self._when_bad.append(call)
 
-    def on_new(self, call: Callable[[Digest, int, Path], None]) -> None:
-        """Call this with the digest of every new blob, its open file, and a folder of ours in `ingest/`."""
+    def on_new(self, call: Callable[[Digest, int, int, Path], None]) -> None:
+        """Call this with the digest of every new blob, its open file, its size, and a folder of ours in `ingest/`."""
         self._when_new.append(call)
 
     @property
@@ -109,7 +109,7 @@ class Blobs:
                 log.debug("blob %s was here, and is gone", digest)
         self._believe(digest, self._owners.signature(stat), sealed=sync)
         for call in self._when_new:
-            call(digest, fd, path.parent)
+            call(digest, fd, stat.st_size, path.parent)
 
     def _place(self, path: Path, target: Path, digest: Digest, size: int) -> bool:
         """Link or rename a file to its name; False if a trusted blob is there already."""

@@ -54,12 +54,13 @@ class Chunks:
             log.info("the part list of %s is not used: %s", digest, error)
             return None
 
-    def note_parts(self, digest: Digest, fd: int, scratch: Path) -> None:
+    def note_parts(self, digest: Digest, fd: int, size: int, scratch: Path) -> None:
         """Keep the part list of a new blob, if it is a zip archive that is worth it. Raises nothing: it is a hint."""
+        if size < LEAST_ZIP:
+            return
         with contextlib.suppress(ContentError):
             try:
-                size = os.fstat(fd).st_size
-                if size >= LEAST_ZIP and containers.is_zip(os.pread(fd, 4, 0)) and not self._parts(digest).exists():
+                if containers.is_zip(os.pread(fd, 4, 0)) and not self._parts(digest).exists():
                     self._write(self._parts(digest), part_list(fd, size).encode(), scratch)
             except OSError as error:
                 log.info("the part list of %s cannot be kept: %s", digest, error)

@@ -23,6 +23,7 @@ MAX_LINE = 256 << 20  # bytes; longer runs without a newline are damage
 MAX_DEPTH = 100  # of lists and objects within each other: far below where any JSON reader gives up
 
 
+_AS_THEY_ARE = {str, int, bool, type(None)}
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -45,6 +46,8 @@ def encode(payload: Mapping[str, Any]) -> bytes:
 
 def _plain(value: Any, depth: int) -> Any:
     """Return the value with numbers that JSON does not have as text (as protocol buffers' JSON says them)."""
+    if type(value) in _AS_THEY_ARE:  # nearly all; asking whether they are mappings takes longer than all else
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if not isinstance(value, Mapping | list | tuple):

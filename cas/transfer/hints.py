@@ -75,15 +75,17 @@ class Hints:
 
     def described(self, file: RemoteFile) -> Described | None:
         """Return what the sidecar says of this very version of a file."""
+        if self._reading is None and not self._described:  # without the lock: every small file comes by here
+            return None
         with self._lock:
             if self._reading is not None:
-                reading, self._reading = self._reading, None
                 try:
-                    sidecar = reading.result(SIDECAR_WAIT)
+                    sidecar = self._reading.result(SIDECAR_WAIT)
                 except (TimeoutError, CancelledError):
                     log.info("%s: the sidecar takes too long; going on without", self._remote.url)
                     sidecar = None
                 self._described = {one.path: one for one in sidecar.files} if sidecar is not None else {}
+                self._reading = None
             if self._failed:
                 return None
             found = self._described.get(file.path)

@@ -262,6 +262,8 @@ class S3Remote:
 
     def _opened(self) -> Any:
         """Return obstore's store; it is loaded by one thread alone, because its modules import each other."""
+        if (store := self._store) is not None:  # without the lock: every request of every thread comes by here
+            return store
         with _loading:
             if self._store is None:
                 self._store = self._open()
