@@ -55,7 +55,7 @@ class Proxy:
 
     def bodies(self, suffix: str = "") -> int:
         """How many bytes of objects (whose key ends so) were sent."""
-        found = [one for one in self.exchanges if one.method == "GET" and "?" not in one.path]
+        found = [one for one in self.exchanges if one.method == "GET" and "?" not in one.path and one.status < 300]
         return sum(one.sent for one in found if one.path.endswith(suffix))
 
     def count(self, method: str, suffix: str = "") -> int:

@@ -636,7 +636,7 @@ def test_a_pull_reads_each_byte_once_in_parallel_and_checked(store, proxied, pro
     assert report.proofs["code/a.py"] == "origin checksum (md5)"
     before = len(proxy.exchanges)
     assert pull(store, proxied, settings).bytes_fetched == 0
-    assert len(proxy.exchanges) == before + 1  # the listing
+    assert len(proxy.exchanges) == before + 2  # the listing, and whether a sidecar was published
 
 
 def test_faults_on_the_wire_are_survived(store, proxied, proxy, upload, settings):

@@ -96,13 +96,15 @@ def _of_record(record: Record, part: Part, blob: Digest, fd: int) -> Iterator[Do
     if made is not None:
         yield Donation(record.start, content, data=made)
     yield Donation(content, content + record.length, blob, part.content, crc=record.crc)
-    if alike and behind:
-        yield Donation(record.end - behind, record.end, data=os.pread(fd, behind, part.end - behind))
+    described = os.pread(fd, behind, part.end - behind) if alike else b""
+    if described[:4] == b"PK\7\x08" and described[4:8] == record.crc.to_bytes(4, "little"):
+        yield Donation(record.end - behind, record.end, data=described)
 
 
 def _header(record: Record, length: int, donor: bytes, donor_start: int) -> bytes | None:
     """Return a record's local header made from the donor's; None if it cannot be told."""
-    if donor[:4] != b"PK\3\4" or donor[4:14] != record.head:
+    crc = b"\0" * 4 if record.head[2] & _DESCRIBED else record.crc.to_bytes(4, "little")
+    if donor[:4] != b"PK\3\4" or donor[4:14] != record.head or donor[14:18] != crc:
         return None
     names = int.from_bytes(donor[26:28], "little")
     try:
