@@ -37,6 +37,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, replaced
     cut: int | None = None  # bytes of the body after which the connection breaks
     flip: bool = False  # the first byte of the body is another
+    stall: float = 0.0  # seconds for which nothing comes after the head
 
 
 Faults = Callable[[Exchange], Fault | None]
@@ -135,6 +136,8 @@ class _Connection:
 
     def _pass(self, exchange: Exchange, fault: Fault, block: bytes) -> bool:
         """Send a block on; False if the connection is to break."""
+        if fault.stall and not exchange.sent:
+            threading.Event().wait(fault.stall)
         if fault.flip and not exchange.sent:
             block = bytes([block[0] ^ 1]) + block[1:]
         if fault.cut is not None and exchange.sent + len(block) > fault.cut:
