@@ -27,7 +27,7 @@ from cas.transfer.web import WebRemote
 pytestmark = pytest.mark.slow
 
 SCHEDULES = int(os.environ.get("CAS_FAULT_SCHEDULES", "60"))
-OVER_HTTP = max(SCHEDULES // 6, 1)  # of each server: these cost more
+OVER_HTTP = max(SCHEDULES // 3, 1)  # of each server: these cost more
 BOUND = 60.0  # seconds within which every pull ends, however it ends, on a busy machine
 SMALL = {"config.json": b'{"layers": 12}', "code/a.py": b"a = 1\n" * 500, "empty": b""}
 LARGE = random.Random(8).randbytes(plan.SMALL + 70_000)
