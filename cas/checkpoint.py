@@ -494,7 +494,8 @@ class Checkpoint(Described):
         manifest = self._known()
         absent: list[Digest] = []
         if manifest is not None and manifest.complete:
-            absent = [digest for digest in digests_of(manifest) if not self.store.has(digest)]
+            here = self.store.blobs.locate_all({entry.digest: entry.size for entry in manifest.files if entry.digest})
+            absent = [digest for digest in digests_of(manifest) if digest not in here]
             if not absent:
                 self._require_room(manifest, destination)
                 if on_file is not None:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from stat import S_IMODE
 
@@ -160,6 +160,23 @@ class Blobs:
             except OSError as error:  # what a layer cannot give is fetched
                 log.warning("blob %s cannot be read in %s: %s", digest, layer._layout.root, error)
         return found
+
+    def locate_all(self, wanted: Mapping[Digest, int]) -> dict[Digest, Path]:
+        """Return the paths of many blobs, each of a size; those that `locate` finds none of are left out.
+
+        What facts say is asked once for all of them.
+        """
+        self._learn(wanted)
+        return {digest: path for digest, size in wanted.items() if (path := self.locate(digest, size)) is not None}
+
+    def _learn(self, digests: Iterable[Digest]) -> None:
+        """Trust those blobs for which a usable fact speaks."""
+        unknown = [digest for digest in digests if digest not in self._known]
+        found = self._facts.blobs(unknown)
+        with self._lock:  # what is known is compared with the file's signature before it counts
+            for digest, facts in found.items():
+                for fact in filter(lambda fact: fact.usable, facts):
+                    self._known.setdefault(digest, fact.signature)
 
     def locate_here(self, digest: Digest, size: int | None = None) -> Path | None:
         """Do what `locate` does, in this home alone."""

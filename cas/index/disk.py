@@ -112,7 +112,7 @@ def unshare(home: Path) -> None:
     _shared = tuple(one for one in _shared if one != f"{os.fspath(home)}/")
 
 
-def _is_shared(path: Path) -> bool:
+def _is_shared(path: Path | str) -> bool:
     return bool(_shared) and os.fspath(path).startswith(_shared)
 
 
@@ -141,7 +141,7 @@ def _make_shared(path: Path, mode: int) -> None:
             raise
 
 
-def _show_to_group(fd: int, path: Path, mode: int) -> None:
+def _show_to_group(fd: int, path: Path | str, mode: int) -> None:
     if _is_shared(path):
         with contextlib.suppress(PermissionError):  # a colleague's
             os.fchmod(fd, mode | (mode & 0o400) >> 3)
@@ -166,7 +166,7 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 
 
 @_step
-def create(path: Path, mode: int = 0o600) -> int:
+def create(path: Path | str, mode: int = 0o600) -> int:
     """Create a new file, which must not exist, for reading and writing; return its descriptor."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     _show_to_group(fd, path, mode)
@@ -327,7 +327,7 @@ def sync_names(folder: Path, root: Path) -> None:
 
 
 @_step
-def link(source: Path, target: Path) -> None:
+def link(source: Path | str, target: Path | str) -> None:
     """Give a file a second name, which must not exist.
 
     Raises:
@@ -375,7 +375,7 @@ def remove_folder(path: Path | str, *, within: int | None = None) -> bool:
 
 
 @_step
-def symlink(target: str, path: Path) -> None:
+def symlink(target: str, path: Path | str) -> None:
     """Make a symbolic link at `path` that says `target`."""
     os.symlink(target, path)
 

@@ -145,10 +145,10 @@ class Facts:
         return _blob_facts(digest, self._index.facts("blob", str(digest)))
 
     def blobs(self, digests: Iterable[Digest]) -> dict[Digest, list[BlobFact]]:
-        """Return what `blob` does, of many blobs at once; of those with no fact nothing."""
+        """Return what `blob` does, of many blobs; those with no fact are left out."""
         keys = {str(digest): digest for digest in digests}
-        payloads = self._index.facts_of("blob", keys)
-        return {keys[key]: _blob_facts(keys[key], found) for key, found in payloads.items()}
+        found = self._index.facts_of("blob", keys)
+        return {keys[key]: _blob_facts(keys[key], payloads) for key, payloads in found.items()}
 
     def add_seals(self, seals: Iterable[tuple[Digest, Signature]]) -> None:
         """Record blobs of a store that is being sealed, in a way that survives being copied into an image (F47)."""

@@ -53,7 +53,7 @@ class Layout:
 
     def blob(self, digest: Digest) -> Path:
         """The name of a blob."""
-        return self.root / "blobs" / digest.hex[:2] / digest.hex[2:]
+        return self.root.joinpath("blobs", digest.hex[:2], digest.hex[2:])
 
     def manifest(self, digest: Digest) -> Path:
         """The name of a manifest."""

@@ -130,19 +130,16 @@ def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
     Raises:
         AbsentBlobsError: some are not here.
     """
-    found: dict[Digest, Path] = {}
-    absent: dict[Digest, str] = {}
-    unknown: list[str] = []
-    for entry in manifest.files:
-        if entry.digest is None:
-            unknown.append(entry.path)
-        elif entry.digest not in found and entry.digest not in absent:
-            path = store.blobs.locate(entry.digest, entry.size)
-            if path is None:
-                absent[entry.digest] = entry.path
-            else:
-                found[entry.digest] = path
-    if absent or unknown:
+    wanted = {entry.digest: entry.size for entry in manifest.files if entry.digest is not None}
+    found = store.blobs.locate_all(wanted)
+    if len(found) < len(wanted) or not manifest.complete:
+        absent: dict[Digest, str] = {}
+        unknown: list[str] = []
+        for entry in manifest.files:
+            if entry.digest is None:
+                unknown.append(entry.path)
+            elif entry.digest not in found:
+                absent.setdefault(entry.digest, entry.path)
         raise AbsentBlobsError(tuple(absent), (*absent.values(), *unknown))
     return found
 
@@ -150,27 +147,20 @@ def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
 # --- the stamp -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file of a view: its name, what it is, its stat signature, its digest.
+# What a stamp says of one file: its path; link, symlink, copy, or layer (a symlink out of the home); the signature
+# (size, modification time, inode); the hex of its digest; maybe the time of its last change. Lists as they stand in the
+# JSON: ten thousand of them are read in milliseconds.
+_Row = list[Any]
+_PATH, _KIND, _HEX, _CHANGED = 0, 1, 5, 6
 
-    It is a link, symlink or copy, or of a layer: a symlink out of the home.
-    """
 
-    path: str
-    kind: str
-    signature: Signature
-    hex: str
+def _row(path: str, kind: str, signature: Signature, digest: Digest) -> _Row:
+    changed = [signature.changed] if signature.changed else []
+    return [path, kind, signature.size, signature.mtime_ns, signature.inode, digest.hex, *changed]
 
-    def to_json(self) -> list[Any]:
-        signature = self.signature
-        changed = [signature.changed] if signature.changed else []
-        return [self.path, self.kind, signature.size, signature.mtime_ns, signature.inode, self.hex, *changed]
 
-    @classmethod
-    def from_json(cls, data: list[Any]) -> _File:
-        path, kind, size, mtime, inode, hex, *changed = data
-        return cls(path, kind, Signature(size, mtime, inode, *changed), hex)
+def _signature_of(row: _Row) -> Signature:
+    return Signature(*row[2:5], *row[_CHANGED:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +168,7 @@ class _Stamp:
     boot: str | None
     sealed: bool  # the linked blobs were, so their signatures count in later boots too
     folders: dict[str, int]  # relative path -> mtime_ns: tells of names that were added
-    files: tuple[_File, ...]
+    files: list[_Row]
 
     @classmethod
     def read(cls, path: Path) -> _Stamp | None:
@@ -187,14 +177,13 @@ class _Stamp:
             data = json.loads(disk.read_file(path, MAX_BYTES))
             if data["format"] != _FORMAT:
                 return None
-            return cls(data["boot"], data["sealed"], data["folders"], tuple(map(_File.from_json, data["files"])))
+            return cls(data["boot"], data["sealed"], dict(data["folders"]), list(data["files"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, path: Path) -> None:
-        files = [file.to_json() for file in self.files]
         data = {"cas": "view", "format": _FORMAT, "boot": self.boot, "sealed": self.sealed}
-        text = json.dumps({**data, "folders": self.folders, "files": files}, separators=(",", ":"))
+        text = json.dumps({**data, "folders": self.folders, "files": self.files}, separators=(",", ":"))
         fd = disk.create(path, 0o644)
         try:
             disk.write(fd, text.encode("utf-8"))
@@ -214,29 +203,28 @@ class _Stamp:
 
         `hashing`: the copies, which are small and were never synced, are read too.
         """
-        root, blobs = os.fspath(tree), os.fspath(store.home / "blobs")
+        root, blobs, trust = os.fspath(tree), os.fspath(store.home / "blobs"), store.owners.trust
         try:
             for folder, mtime in self.folders.items():
                 if os.lstat(f"{root}/{folder}").st_mtime_ns != mtime:
                     return False
-            for file in self.files:
-                path = f"{root}/{file.path}"
-                if store.owners.signature(os.stat(path)) != file.signature:
+            for path, kind, size, mtime, inode, hex, *changed in self.files:
+                found = os.stat(f"{root}/{path}")
+                if (found.st_size, found.st_mtime_ns, found.st_ino) != (size, mtime, inode):
                     return False
-                if file.kind == "copy":
-                    if hashing and Digest.of_file(path).hex != file.hex:
+                if changed != ([] if trust(found) else [found.st_ctime_ns]):
+                    return False
+                if kind == "copy":
+                    if hashing and Digest.of_file(f"{root}/{path}").hex != hex:
                         return False
-                elif (
-                    file.kind != "layer"
-                    and os.stat(f"{blobs}/{file.hex[:2]}/{file.hex[2:]}").st_ino != file.signature.inode
-                ):
+                elif kind != "layer" and os.stat(f"{blobs}/{hex[:2]}/{hex[2:]}").st_ino != inode:
                     return False  # the blob was damaged and repaired: this is the bad one's inode
-        except OSError:
+        except (OSError, ValueError, TypeError):  # it is gone, or the stamp makes no sense
             return False
         return True
 
     def report(self, tree: Path, *, reused: bool) -> ViewReport:
-        kinds = [file.kind for file in self.files]
+        kinds = [row[_KIND] for row in self.files]
         mode = LinkMode.SYMLINK if {"symlink", "layer"} & set(kinds) else LinkMode.HARDLINK
         copied = kinds.count("copy")
         return ViewReport(tree, mode, len(kinds) - copied, copied, reused)
@@ -254,8 +242,8 @@ def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Path], folder: 
     names |= {parent for directory in manifest.directories for parent in (*directory.parents, directory)}
     for name in sorted(names):
         disk.make_folder(tree / name, 0o755)
-    linker = _Linker(store, blobs, store.layout.view(manifest.digest) / "tree", symlinks=_only_symlinks(store))
-    files = tuple(linker.add(tree, entry) for entry in manifest.files)
+    linker = _Linker(store, blobs, tree, store.layout.view(manifest.digest) / "tree", symlinks=_only_symlinks(store))
+    files = [linker.add(entry) for entry in manifest.files]
     folders = {}
     for name in sorted(names, reverse=True):  # the innermost first: in a closed folder nothing can be made
         folders[name] = _close(tree / name)
@@ -277,31 +265,33 @@ def _close(folder: Path) -> int:
 class _Linker:
     """Puts files into a view, each in the way that this disk allows."""
 
-    def __init__(self, store: Store, blobs: dict[Digest, Path], final: Path, *, symlinks: bool) -> None:
+    def __init__(self, store: Store, blobs: dict[Digest, Path], tree: Path, final: Path, *, symlinks: bool) -> None:
         self._store = store
         self._blobs = blobs
+        self._tree = os.fspath(tree)
         self._final = final  # where the tree will lie
+        self._home = os.fspath(store.home) + os.sep
         self._symlinks = symlinks
 
-    def add(self, tree: Path, entry: FileEntry) -> _File:
+    def add(self, entry: FileEntry) -> _Row:
         assert entry.digest is not None  # _find_blobs has seen to it
-        path = tree / entry.path
+        path = f"{self._tree}/{entry.path}"
         blob = self._blobs[entry.digest]
         try:
             if entry.size <= SMALL:
                 kind = self._copy_small(entry, entry.digest, blob, path)
             elif entry.executable:
-                kind = _copy_large(blob, path, 0o555)
+                kind = _copy_large(blob, Path(path), 0o555)
             else:
-                kind = self._link(blob, path, self._final / entry.path)
+                kind = self._link(os.fspath(blob), path, entry.path)
             # The view moves before it is used, so a symlink leads nowhere yet: its target's stat is the blob's.
             found = os.stat(blob if kind in ("symlink", "layer") else path)
         except FileNotFoundError as error:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
-        return _File(entry.path, kind, self._store.owners.signature(found), entry.digest.hex)
+        return _row(entry.path, kind, self._store.owners.signature(found), entry.digest)
 
-    def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: Path) -> str:
-        data = blob.read_bytes()
+    def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: str) -> str:
+        data = disk.read_file(blob, SMALL)
         if Digest.of(data) != digest:
             self._store.blobs.refuse(digest, blob)
             raise FileNotFoundError(path)
@@ -313,9 +303,9 @@ class _Linker:
             os.close(fd)
         return "copy"
 
-    def _link(self, blob: Path, path: Path, final: Path) -> str:
-        if not blob.is_relative_to(self._store.home):  # a layer's: not even its number of names is changed
-            disk.symlink(os.fspath(blob), path)
+    def _link(self, blob: str, path: str, name: str) -> str:
+        if not blob.startswith(self._home):  # a layer's: not even its number of names is changed
+            disk.symlink(blob, path)
             return "layer"
         if not self._symlinks:
             try:
@@ -326,14 +316,12 @@ class _Linker:
                     raise
                 # One blob's limit, or one colleague's blob (fs.protected_hardlinks), says nothing of the next.
                 self._symlinks = error.errno not in (errno.EMLINK, errno.EPERM)
-        disk.symlink(self._way(blob, final), path)
+        disk.symlink(self._way(blob, self._final / name), path)
         return "symlink"
 
-    def _way(self, blob: Path, final: Path) -> str:
+    def _way(self, blob: str, final: Path) -> str:
         """Return what a symlink to a blob says: within a home the relative way, so that the home can be moved."""
-        if final.is_relative_to(self._store.home):
-            return os.path.relpath(blob, final.parent)
-        return os.fspath(blob)
+        return os.path.relpath(blob, final.parent) if final.is_relative_to(self._store.home) else blob
 
 
 def _copy_large(blob: Path, path: Path, mode: int) -> str:
@@ -355,12 +343,14 @@ def _copy_large(blob: Path, path: Path, mode: int) -> str:
     return "copy"
 
 
-def _all_sealed(store: Store, files: tuple[_File, ...]) -> bool:
-    return all(
-        any(fact.sealed and fact.signature == file.signature for fact in store.facts.blob(Digest(file.hex)))
-        for file in files
-        if file.kind != "copy"
-    )
+def _all_sealed(store: Store, files: list[_Row]) -> bool:
+    linked = [(Digest(row[_HEX]), _signature_of(row)) for row in files if row[_KIND] != "copy"]
+    for some in (linked[:1], linked[1:]):  # mostly all of a checkpoint is sealed, or nothing
+        facts = store.facts.blobs(digest for digest, _ in some)
+        for digest, signature in some:
+            if not any(fact.sealed and fact.signature == signature for fact in facts.get(digest, ())):
+                return False
+    return True
 
 
 def _only_symlinks(store: Store) -> bool:
