@@ -1,7 +1,7 @@
 """`make bench`: every row of the design's table of speeds, beside peers, in one run.
 
 `python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, footprint, import, memory,
-chunks.
+chunks, catalog, recover.
 Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
 """
 
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import uuid as uuids
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench import chunks
+from bench import catalog, chunks
 from bench.harness import QUICK, Contender, compare, job, peer
 from tests import s3_server
 
@@ -218,6 +219,59 @@ def cutting(ground: Ground) -> None:
     chunks.index(ground.folder)
 
 
+def questions(ground: Ground) -> None:
+    """Ask for the best of 10,000 checkpoints: the catalog, and a master (simulated, in Python, on the same machine)."""
+    from tests.master_simulator import Data, Simulator
+
+    count = catalog.CHECKPOINTS
+    subprocess.run(_part(catalog, "fill", ground.home, count), check=True)
+    offline = _output(_part(catalog, "offline", ground.home))
+    listing = [sys.executable, "-m", "cas.cli.main", "--home", str(ground.home), "ls", "--sort", "loss", "--limit", "1"]
+    started = time.perf_counter()
+    subprocess.run(listing, check=True, stdout=subprocess.DEVNULL)
+    listed = (time.perf_counter() - started) * 1000
+    data = Data()
+    data.experiment(1, **catalog.CONFIG)
+    for trial in range(1, 101):
+        data.trial(trial, 1, lr=trial)
+    for number in range(count):
+        uuid, resources = catalog.uuid_of(number), {name: str(size) for name, size in catalog.RESOURCES.items()}
+        metrics = {"loss": number * 37 % 9973, "accuracy": number / count}
+        data.checkpoint(uuid, trial=1 + number % 100, steps=number, metrics=metrics, resources=resources)
+    with Simulator(data) as master:
+        online = _output(_part(catalog, "online", ground.folder / "fresh", master.url))
+        requests = [one for one in master.requests() if "checkpoints" in one["path"]]
+    rows = [
+        ["top_checkpoint(), catalog, warm", f"{offline['top']:.0f}", f"{offline['cpu']:.0f} of the processor"],
+        ["… the first question of a process", f"{offline['first']:.0f}", ""],
+        ["list_checkpoints(): every record read whole", f"{offline['list']:.0f}", ""],
+        ["`cas ls --sort loss --limit 1`, a process", f"{listed:.0f}", ""],
+        ["top_checkpoint(), master, and remembered", f"{online['top']:.0f}", f"{len(requests)} requests"],
+    ]
+    print(f"\nThe best of {count} checkpoints of one experiment")
+    print(tabulate(rows, headers=["", "median ms", ""], disable_numparse=True))
+    print(f"the process that asked the master grew by {online['grown']:.0f} MiB at the peak")
+
+
+def recovering(ground: Ground) -> None:
+    """Recover buckets of two sizes: the time and the memory per checkpoint stay."""
+    rows = []
+    for count in catalog.RECOVERED:
+        bucket, home = ground.folder / f"bucket-{count}", ground.folder / f"home-{count}"
+        catalog.lay(bucket, count)
+        found = _output(_part(catalog, "recovered", home, bucket))
+        rate, again = count / found["first"], count / found["again"]
+        rows.append([count, f"{found['first']:.1f}", f"{rate:.0f}", f"{again:.0f}", f"{found['grown']:.0f}"])
+        shutil.rmtree(bucket)
+    print("\nRecovering a folder of checkpoints (metadata and configuration read, weights left out)")
+    headers = ["checkpoints", "seconds", "per second", "per second, again", "grown by MiB at the peak"]
+    print(tabulate(rows, headers=headers, disable_numparse=True))
+
+
+def _part(module: Any, name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", module.__name__, name, *map(str, arguments)]
+
+
 def named(name: str, contender: Contender | None) -> Contender | None:
     """Name a contender, if it is there."""
     if contender is not None:
@@ -271,6 +325,8 @@ BENCHES: dict[str, Callable[[Ground], None]] = {
     "footprint": footprint,
     "memory": memory,
     "chunks": cutting,
+    "catalog": questions,
+    "recover": recovering,
 }
 
 

@@ -12,7 +12,9 @@ from stores import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.torch]
 
 
-@pytest.mark.parametrize("name", ["import", "cold", "small", "again", "load", "ranks", "footprint", "memory", "chunks"])
+@pytest.mark.parametrize(
+    "name", ["import", "cold", "small", "again", "load", "ranks", "footprint", "memory", "chunks", "catalog", "recover"]
+)
 def test_benchmark_runs(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", name],

@@ -193,17 +193,19 @@ def one_file(path: Path) -> RemoteFile:
 
 def _scan(root: Path, folder: Path, prefix: str, low: bytes, high: bytes) -> Iterator[Found]:
     """Yield what lies below a folder, in order of whole names: `a.b` comes before `a/b`, as in a bucket."""
-    with os.scandir(folder) as opened:
-        entries = [(prefix + one.name + ("/" if one.is_dir(follow_symlinks=False) else ""), one) for one in opened]
-    for name, entry in sorted(entries, key=lambda named: in_order(named[0])):
-        key = in_order(name)
-        if key >= high:
-            return
-        if low < key:
-            yield _found(root, name, entry)
-        if name.endswith("/") and (low < key or low.startswith(key)):
+    wanted = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}{'/' if entry.is_dir(follow_symlinks=False) else ''}"
+            key = in_order(name)
+            if key < high and (low < key or low.startswith(key)):  # the others may be many: they are not kept
+                wanted.append((key, name, entry.path, entry if key > low else None))
+    for _, name, path, found in sorted(wanted, key=lambda one: one[0]):
+        if found is not None:
+            yield _found(root, name, found)
+        if name.endswith("/"):
             try:
-                yield from _scan(root, Path(entry.path), name, low, high)
+                yield from _scan(root, Path(path), name, low, high)
             except PermissionError:
                 yield Found(f"{name}?")
 

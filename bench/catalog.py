@@ -1,0 +1,127 @@
+"""Questions to the catalog and to a master over 10,000 checkpoints of one experiment, and the recovery of a bucket.
+
+`python -m bench.catalog JOB ARGUMENT…` does one of the jobs, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.harness import QUICK
+
+CHECKPOINTS = 200 if QUICK else 10_000
+RECOVERED = (50, 200) if QUICK else (5_000, 20_000)
+REGISTRY = "http://bench:8080"
+CONFIG = {
+    "searcher": {"metric": "loss", "smaller_is_better": True},
+    "hyperparameters": {f"h{number}": {"type": "double", "minval": 0, "maxval": 1} for number in range(40)},
+}
+RESOURCES = {"metadata.json": 62, "code/": 0, "code/model_def.py": 4000, "state_dict.pth": 400_000, "load_data.json": 9}
+
+
+def fill(home: str, count: str) -> None:
+    """Write the records of one experiment of 100 trials into the catalog."""
+    from cas.index.store import open_store
+    from cas.registry.records import CheckpointRecord, ExperimentRecord
+    from cas.registry.remembering import remember
+
+    numbers = random.Random(1)
+    records = [
+        CheckpointRecord(
+            registry=REGISTRY,
+            uuid=uuid_of(number),
+            experiment_id=1,
+            trial_id=1 + number % 100,
+            steps_completed=number,
+            report_time=f"2024-03-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.250Z",
+            resources=RESOURCES,
+            metadata={"steps_completed": number, "determined_version": "0.38.1", "format": "pickle"},
+            experiment_config=CONFIG,
+            hparams={"lr": 0.1, "batch_size": 32, "layers": [1, 2, 3]},
+            validation_metrics={"loss": numbers.random(), "accuracy": numbers.random(), "f1": numbers.random()},
+        )
+        for number in range(int(count))
+    ]
+    experiment = ExperimentRecord(registry=REGISTRY, id=1, config=CONFIG)
+    remember(open_store(Path(home)), REGISTRY, [experiment, *records], complete="experiment/1")
+
+
+def offline(home: str) -> None:
+    """Print how long the first question of a process took, and the median of the next ones (milliseconds; cpu too)."""
+    from cas.client import Determined
+    from cas.config import Settings
+
+    determined = Determined(registry=REGISTRY, settings=Settings.load(home=home))
+    first = _milliseconds(lambda: determined.get_experiment(1).top_checkpoint())
+    experiment = determined.get_experiment(1)
+    top = statistics.median(_milliseconds(experiment.top_checkpoint) for _ in range(9))
+    cpu = statistics.median(_milliseconds(experiment.top_checkpoint, time.process_time) for _ in range(9))
+    listed = statistics.median(_milliseconds(experiment.list_checkpoints) for _ in range(3))
+    print(json.dumps({"first": first, "top": top, "cpu": cpu, "list": listed}))
+
+
+def online(home: str, url: str) -> None:
+    """Print how long `top_checkpoint` takes of a master (milliseconds), and by how much the process grew (MiB)."""
+    from cas.client import Determined
+    from cas.config import Settings
+
+    experiment = Determined(master=url, settings=Settings.load(home=home)).get_experiment(1)
+    _peak()
+    before = _peak()
+    took = _milliseconds(experiment.top_checkpoint)
+    print(json.dumps({"top": took, "grown": _peak() - before}))
+
+
+def recovered(home: str, bucket: str) -> None:
+    """Print how long a recovery and the same again take (seconds), and by how much the process grew (MiB)."""
+    from cas.config import Progress, Settings
+    from cas.recovering import recover
+
+    settings = Settings.load(home=home, progress=Progress.OFF)
+    _peak()
+    before = _peak()
+    first = _milliseconds(lambda: recover(bucket, settings=settings)) / 1000
+    grown = _peak() - before
+    again = _milliseconds(lambda: recover(bucket, settings=settings)) / 1000
+    print(json.dumps({"first": first, "again": again, "grown": grown}))
+
+
+def lay(bucket: Path, count: int) -> None:
+    """Write a bucket of checkpoints of 10 experiments with 10 trials each; the weights are left out."""
+    for number in range(count):
+        folder = bucket / uuid_of(number)
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text(json.dumps({"steps_completed": number, "determined_version": "0.38.1"}))
+        loading = {"experiment_config": {**CONFIG, "seed": number % 10}, "hparams": {"lr": number % 100}}
+        (folder / "load_data.json").write_text(json.dumps({"trial_cls_spec": "model_def:Trial", **loading}))
+
+
+def uuid_of(number: int) -> str:
+    """Return the UUID of a number; they are spread over all first digits."""
+    return f"{number * 0x9E3779B1 % (1 << 32):08x}-0000-4000-8000-{number:012x}"
+
+
+def _milliseconds(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
+    work()
+    return (clock() - started) * 1000
+
+
+def _peak() -> float:
+    """Return the peak of resident memory since the last time (MiB), and begin anew: a child has its parent's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CAS_LOG_LEVEL", "ERROR")
+    globals()[sys.argv[1]](*sys.argv[2:])
