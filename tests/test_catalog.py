@@ -259,6 +259,21 @@ def test_what_is_chosen_is_read_whole(store: Store) -> None:
         assert (found.hparams, found.resources) == ({"lr": 1}, {"a": 3})
 
 
+def test_what_changes_while_it_is_chosen_is_chosen_anew(store: Store) -> None:
+    remember(store, MASTER, [seen(1), seen(2)], complete="experiment/1")
+    turns = []
+
+    def choice(some: Sequence[Any]) -> list[Any]:
+        found = select.best(some)
+        if not turns:  # another process hears that it was deleted
+            remember(store, MASTER, [seen(1, state=State.DELETED)])
+        turns.append(found.uuid)
+        return [found]
+
+    (found,) = Catalog(store, MASTER).choose("experiment/1", choice)
+    assert (found.uuid, turns) == (uuid(2), [uuid(1), uuid(2)])
+
+
 def test_metrics_that_are_many_are_no_hindrance(store: Store) -> None:
     many = {f"metric-{n}": n for n in range(2000)}
     remember(store, MASTER, [seen(1), seen(2, validation_metrics={"loss": 0, **many}), seen(3)], complete="trial/2")

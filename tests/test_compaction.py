@@ -118,6 +118,23 @@ def test_a_full_disk_while_compacting_loses_nothing(store: Store) -> None:
     assert not [path for path in files(store) if path.name.startswith(".")]
 
 
+def test_what_is_written_while_its_file_is_written_anew_is_not_lost(store: Store) -> None:  # F18
+    add(store, "a", 1)
+    other = Store(store.home)
+
+    def meanwhile(moment: str, step: str) -> None:
+        if (moment, step) == ("before", "write_once"):  # the file is open, and nothing is written yet
+            disk.observe(None)
+            other.records.compact("local")
+
+    disk.observe(meanwhile)
+    try:
+        add(store, "b", 2)
+    finally:
+        disk.observe(None)
+    assert known(store) == known(Store(store.home)) == {"a": 1, "b": 2}
+
+
 def _setup(home: Path) -> None:
     store = Store(home)
     for n in range(5):
