@@ -323,3 +323,25 @@ def test_the_harness_would_see_a_lie(folder: Path) -> None:
     seen = [str(kill) for kill, home in each_kill(folder, an_old_checkpoint, careless) if lies(home)]
     assert seen == ["killed after step 1, create", "killed before step 2, write"]
     assert manifest_of({}).files == ()
+
+
+def test_killed_pull_of_an_object_that_changes_in_between(folder: Path) -> None:
+    from remotes import MemoryRemote
+
+    old, new = random.Random(5).randbytes((8 << 20) + 999), random.Random(6).randbytes((8 << 20) + 999)
+
+    def act(home: Path) -> None:
+        settings = Settings(home=home, progress=Progress.OFF, concurrency=1)
+        pull(Store(home), MemoryRemote({"model": old}), registry="local", uuid=UUID, settings=settings)
+
+    count = 0
+    for kill, home in each_kill(folder, nothing, act, at_most=25):
+        remote = MemoryRemote({"model": old})
+        remote.write("model", new)  # another version under the same name, of the same size
+        settings = Settings(home=home, progress=Progress.OFF, concurrency=1)
+        pull(Store(home), remote, registry="local", uuid=UUID, settings=settings)
+        manifest = Store(home).resolve("local", UUID)
+        assert manifest is not None and manifest.files[0].digest == Digest.of(new), kill
+        is_sound(home, set())
+        count += 1
+    assert count > 10
