@@ -26,3 +26,12 @@ def test_benchmark_runs(name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "median" in done.stdout or "at the peak" in done.stdout or "proportional" in done.stdout
+
+
+def test_the_store_at_size_is_measured() -> None:
+    command = [sys.executable, "-m", "bench.scale"]
+    environment = os.environ | {"BENCH_QUICK": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("100 checkpoints, 2000 blobs, made in ")
+    assert "prune --dry-run" in done.stdout

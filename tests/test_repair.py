@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, tagged
 
 from cas import repairing
@@ -533,3 +535,58 @@ def test_a_plan_that_no_longer_fits_does_no_harm(store: Store, settings: Setting
     (result,) = execute_repair(store, plan, sources)
     assert (result.solved, result.text) == (True, "it is here again")
     assert lines.Torn().kept is None
+
+
+# --- killed in the middle --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where syncing costs nothing."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.mark.slow
+def test_killed_repairs_leave_no_lie_and_go_on(memory: Path) -> None:
+    origin_of(memory)
+    local = origin_of(memory / "more", {"weights": b"w" * 9000, "b": b"b"}, OTHER_UUID)
+
+    def setup(home: Path) -> None:
+        settings = Settings(home=home, progress=Progress.OFF, concurrency=1)
+        store = Store(home)
+        pulled(store, settings, memory)
+        add(local, uuid=OTHER_UUID, settings=settings)
+        make_view(store, store.resolve("local", OTHER_UUID) or pytest.fail("it was added"))
+        damage(blob(store, "model"))
+        blob(store, "code/a.py").unlink()
+        manifest = store.resolve("local", OTHER_UUID)
+        assert manifest is not None
+        damage(store.layout.manifest(manifest.digest))
+        torn(store.layout.facts)
+        (home / "blobs" / "stray").write_bytes(b"s")
+
+    def act(home: Path) -> None:
+        store = Store(home)
+        problems = repairing.check(store, deep=True, anew=True).problems
+        repairing.repair(store, problems, Settings(home=home, progress=Progress.OFF, concurrency=1))
+
+    count = 0
+    for kill, home in each_kill(memory / "homes", setup, act, at_most=24):
+        store = Store(home)
+        for path in home.glob("blobs/??/*"):  # a reader is never given what is wrong
+            found = store.blobs.locate(Digest(path.parent.name + path.name))
+            assert found is None or Digest.of_file(found).hex == path.parent.name + path.name, kill
+        store.close()
+        complete(home, act)
+        store = Store(home)
+        assert lies(home) == [] and repairing.check(store, deep=True, anew=True).damage == (), kill
+        for name, uuid, files in ((REGISTRY, UUID, FILES), ("local", OTHER_UUID, {"weights": b"w" * 9000, "b": b"b"})):
+            manifest = store.resolve(name, uuid)
+            assert manifest is not None, kill
+            there = {str(entry.path): store.blobs.read(entry.digest) for entry in manifest.files if entry.digest}
+            assert there == files, kill
+        store.close()
+        count += 1
+    assert count > 24

@@ -22,7 +22,7 @@ from cas.index.home import Home
 from cas.index.ingest import Follower, Ingest, Staging
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
-from cas.index.manifest import Manifest
+from cas.index.manifest import MAX_BYTES, Manifest
 from cas.index.marks import Pins, Uses
 from cas.index.records import Records
 from cas.index.refs import Refs
@@ -238,11 +238,15 @@ class Store:
                     self.drop_view(manifest)
 
     def _needs(self, manifest: Digest, digest: Digest) -> bool:
-        try:
+        """Whether a view leads to a blob: as its manifest says, else its stamp, else perhaps."""
+        with contextlib.suppress(ContentError):
             found = self.refs.get(manifest)
-        except ContentError:
+            if found is not None:
+                return any(entry.digest == digest for entry in found.files)
+        try:  # of a lost manifest, the view may be all that says what was in it
+            return digest.hex.encode() in disk.read_file(self.layout.view(manifest) / "stamp.json", MAX_BYTES)
+        except OSError:
             return True
-        return found is None or any(entry.digest == digest for entry in found.files)
 
     def seal_later(self, digests: Iterable[Digest]) -> None:
         """Let a low-priority thread make blobs survive a power cut."""
