@@ -106,12 +106,13 @@ def _records(number: int, uuid: str, manifest: Manifest) -> list[dict[str, objec
 def measure(home: Path, words: tuple[str, ...]) -> tuple[float, float, float]:
     """Run a command as a process; return its seconds, those of its own work, and its memory at the peak in MiB."""
     code = (
-        "import sys, time, resource, json, os; from pathlib import Path; from cas.cli import main;"
+        "import sys, time, os; from pathlib import Path; from cas.cli import main;"
         " from cas.index.store import Store; words = sys.argv[2:]; sys.stdout = open(os.devnull, 'w');"
         " begun = time.perf_counter();"
         " main.run([*words, '--home', sys.argv[1]], 'cas') if words else Store(Path(sys.argv[1]));"
         " took = time.perf_counter() - begun;"
-        " print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        " peak = Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0];"
+        " print(took, peak, file=sys.stderr)"
     )
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, home, *words], capture_output=True, text=True, check=True)
