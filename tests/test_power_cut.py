@@ -15,6 +15,8 @@ from stores import OTHER_UUID, ROOT, UUID, in_boot, manifest_of, uuid
 from cas.adding import add
 from cas.config import Progress, Settings
 from cas.errors import CasError
+from cas.exporting import export
+from cas.importing import import_file
 from cas.index import disk
 from cas.index.check import check
 from cas.index.digest import Digest
@@ -237,3 +239,56 @@ def test_a_pull_cut_before_its_bytes_were_on_the_disk_is_healed_by_the_next(imag
     inside("pull_and_cut(Path(sys.argv[1]))", image)
     os.replace(image.parent / "cut", image)
     assert int(inside("look_after_pull(Path(sys.argv[1]))", image, boot=boot)) > 0
+
+
+# --- an import, cut at many moments ----------------------------------------------------------------------------
+
+
+def exported(base: Path) -> None:
+    there = Settings(home=base / "elsewhere", progress=Progress.OFF)
+    add(folder_of(base, NEW), uuid=UUID, settings=there)
+    export([UUID], base / "x.tar", settings=there)
+
+
+def import_and_cut(base: Path) -> None:
+    count = 0
+
+    def observe(moment: str, step: str) -> None:
+        nonlocal count
+        if moment == "after":
+            count += 1
+            if count % (4 * EVERY) == 0:
+                cut(base, f"cut-{count}")
+
+    disk.observe(observe)
+    import_file(base / "x.tar", settings=settings(base))
+    disk.observe(None)
+    cut(base, "cut-returned")
+
+
+def look_after_import(base: Path, name: str) -> None:
+    store = Store(home_in(base))
+    serves_no_lie(store)
+    known = store.records.registries_with("checkpoint", UUID)
+    if name == "cut-returned":
+        assert known
+    if not known:
+        import_file(base / "x.tar", settings=settings(base))
+    (registry,) = store.records.registries_with("checkpoint", UUID)
+    manifest = store.resolve(registry, UUID)
+    assert manifest is not None
+    assert {entry.path: entry.digest and served(store, entry.digest) for entry in manifest.files} == NEW
+    assert check(store, deep=True).damage == ()
+
+
+def test_power_cuts_in_the_middle_of_an_import(image: Path, boot: Path) -> None:
+    exported(image.parent)
+    inside("import_and_cut(Path(sys.argv[1]))", image)
+    cuts = sorted(image.parent.glob("cut-*"))
+    assert len(cuts) > 5
+    for path in cuts:
+        os.replace(path, image)
+        try:
+            inside("look_after_import(Path(sys.argv[1]), sys.argv[2])", image, path.name, boot=boot)
+        except subprocess.CalledProcessError as error:
+            raise AssertionError(f"{path.name}: {error.stderr}") from error
