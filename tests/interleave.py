@@ -7,7 +7,7 @@ does nothing, as on network file systems that ignore it. An actor that is not ch
 ::
 
     for seed in range(1000):
-        with playing(seed, operations) as home: ...     # all actors have ended; look at what they left
+        play(home, seed, [[("pull", pull)], [("prune", prune), ("rm", rm)]])    # then look at what they left
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,20 +52,22 @@ class FailedError(AssertionError):
     """An actor failed, or they all wait for each other."""
 
 
-def play(home: Path, seed: int, operations: Mapping[str, Operation], *, actors: int = 4, each: int = 2) -> list[str]:
-    """Let some actors do some operations each on a home, in the order of a seed; return the order of the steps.
+def play(home: Path, seed: int, cast: Sequence[Sequence[tuple[str, Operation]]], *, steps: int = 80) -> list[str]:
+    """Let actors do their operations on a home, in the order of a seed; return the order of the steps.
+
+    Args:
+        home: the store.
+        seed: decides everything: who goes on, and what operations choose by the generator that they are given.
+        cast: of each actor, what it does, one after the other: names and operations.
+        steps: about how many each of them takes.
 
     Raises:
-        FailedError: an operation raised; the message says in which order all went.
+        FailedError: an operation raised, or they all wait for each other.
     """
     rng = random.Random(seed)
-    listing = seed % 2 == 0
-    running = []
-    for number in range(actors):
-        chosen = [rng.choice(sorted(operations)) for _ in range(each)]
-        running.append(_start(f"{number}", home, [(name, operations[name]) for name in chosen], rng.random(), listing))
+    running = [_start(f"{at}", home, todo, rng.random(), seed % 2 == 0) for at, todo in enumerate(cast)]
     try:
-        return _conduct(running, rng, seed)
+        return _conduct(running, rng, seed, steps * len(cast))
     finally:
         for actor in running:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -79,12 +81,12 @@ def play(home: Path, seed: int, operations: Mapping[str, Operation], *, actors: 
 # --- the controller ------------------------------------------------------------------------------------------------
 
 
-def _conduct(actors: Sequence[Actor], rng: random.Random, seed: int) -> list[str]:
+def _conduct(actors: Sequence[Actor], rng: random.Random, seed: int, length: int) -> list[str]:
     """Choose who goes on, until all have ended: at random, or by ranks that change a few times."""
     order: list[str] = []
     ranks = {actor.name: rng.random() for actor in actors}
-    by_rank, again = rng.random() < 0.5, rng.random()
-    changes = {rng.randrange(1, 400) for _ in range(rng.randrange(1, 5))}
+    by_rank, again = rng.random() < 0.7, rng.random()
+    changes = {rng.randrange(1, length if rng.random() < 0.6 else 6) for _ in range(rng.randrange(1, 6))}
     last: Actor | None = None
     while not all(actor.ready or actor.ended for actor in actors):
         _listen(actors, 10)
@@ -94,7 +96,7 @@ def _conduct(actors: Sequence[Actor], rng: random.Random, seed: int) -> list[str
             return order
         if by_rank:
             if number in changes:
-                ranks[max(ready, key=lambda actor: ranks[actor.name]).name] = -rng.random()
+                ranks[max(ready, key=lambda actor: ranks[actor.name]).name] = -number  # now it is the last
             chosen = max(ready, key=lambda actor: ranks[actor.name])
         else:
             chosen = last if last in ready and rng.random() < again else rng.choice(ready)
@@ -217,5 +219,6 @@ class _Stops:
 def a_folder() -> Iterator[Path]:
     """A folder in memory."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+    where = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as name:  # a thread may still seal there
         yield Path(name)
