@@ -389,6 +389,17 @@ def test_a_view_in_use_survives_prune_and_rm(store: Store) -> None:
     user.close()
 
 
+def test_what_a_claim_needs_stays_when_its_checkpoint_is_removed_by_force(store: Store) -> None:
+    manifest = tagged(store, UUID, FILES)
+    user = Store(store.home)
+    with user.leases.claim(UUID):
+        report = execute_remove(store, plan_remove(store, UUID), force=True)
+        assert (report.blobs, report.later) == (0, 11_001)
+        assert store.resolve("local", UUID) is None and store.absent(manifest) == []
+    assert pruned(store, Rules(at_once=True)).freed == 11_001
+    user.close()
+
+
 def test_who_claims_between_the_plan_and_its_execution_keeps_the_checkpoint(store: Store) -> None:
     tagged(store, UUID, FILES)
     unused_for(store, 90 * DAY, UUID)

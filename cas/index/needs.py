@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class Watch:
         self._store = store
         self._is_only_copy = is_only_copy
         self._trees: dict[Digest, frozenset[Digest]] = {}
+        self._kept: set[Digest] = set()
+
+    def keep(self, manifests: Iterable[Digest]) -> None:
+        """Count manifests, and what they name, as needed, whatever refs say."""
+        self._kept.update(manifests)
 
     def tree(self, manifest: Digest) -> frozenset[Digest] | None:
         """Return the blobs that a manifest names; None if it cannot be read."""
@@ -73,7 +78,7 @@ class Watch:
 
     def needs(self) -> Needs:
         """Return what must stay now."""
-        wanted: dict[Digest, list[str]] = {digest: [] for digest in self.viewed(self.living())}
+        wanted: dict[Digest, list[str]] = {digest: [] for digest in (*self._kept, *self.viewed(self.living()))}
         for _, uuid, manifests in self._store.refs.all():
             for manifest in manifests:
                 wanted.setdefault(manifest, []).append(uuid)

@@ -121,7 +121,7 @@ class Removal:
     def take_checkpoints(self, uuids: Iterable[str], *, force: bool = False) -> dict[str, str]:
         """Take the refs of checkpoints away, but of those that are protected; return these, with the reasons.
 
-        With `force`, those that somebody uses go too, and only pins protect.
+        With `force`, those that somebody uses go too, and only pins protect. What these users need stays on the disk.
         """
         taken: dict[str, list[Held]] = {}
         manifests: dict[str, set[Digest]] = {}
@@ -141,6 +141,9 @@ class Removal:
                 self._refs += found
                 self._manifests |= manifests[uuid]
                 self._store.uses.forget(uuid)
+        if force:
+            in_use = self._protected({uuid: manifests[uuid] for uuid in taken}, force=False)
+            self._watch.keep(manifest for uuid in in_use for manifest in manifests[uuid])
         return protected | late
 
     def _protected(self, manifests: Mapping[str, set[Digest]], *, force: bool) -> dict[str, str]:
