@@ -222,7 +222,7 @@ def protected(one: StoredCheckpoint, rules: Rules) -> bool:
     return one.pinned or bool(one.users) or one.only_copy or recent
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(stocks, rules_for)
 def test_no_plan_takes_what_is_protected(found: Stock, rules: Rules) -> None:
     plan = plan_prune(found, rules)
@@ -239,7 +239,7 @@ def test_no_plan_takes_what_is_protected(found: Stock, rules: Rules) -> None:
         assert all(found.blobs[one].since < found.bringing_since for one in plan.unreferenced)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(stocks, rules_for)
 def test_a_size_is_kept_if_it_can_be_by_the_least_recently_used(found: Stock, rules: Rules) -> None:
     rules = replace(rules, max_size=rules.max_size if rules.max_size is not None else 50)
@@ -249,12 +249,10 @@ def test_a_size_is_kept_if_it_can_be_by_the_least_recently_used(found: Stock, ru
     free = [one for one in chosen if not protected(one, rules)]
     assert rules.max_size is not None
     if plan.size_after > rules.max_size:  # then all is gone that helps
-        rest = found.needed.union(*(one.blobs for one in found.checkpoints if one.uuid not in gone))
         for one in free:
             if one.uuid not in gone:
                 others = (two for two in found.checkpoints if two.uuid not in gone and two != one)
                 assert one.blobs & found.blobs.keys() <= found.needed.union(*(two.blobs for two in others))
-        assert rest is not None
     old = [one for one in free if rules.older_than is not None and (NOW - one.last_used) / 1e9 > rules.older_than]
     by_size = [one for one in free if one.uuid in gone and one not in old]
     if by_size:
@@ -263,11 +261,7 @@ def test_a_size_is_kept_if_it_can_be_by_the_least_recently_used(found: Stock, ru
             if one.uuid not in gone and (one.last_used, one.uuid) < (last.last_used, last.uuid):
                 others = (two for two in found.checkpoints if two.uuid not in gone and two != one)
                 assert one.blobs & found.blobs.keys() <= found.needed.union(*(two.blobs for two in others))
-        with_last = plan.size_after + sum(
-            found.blobs[key].size
-            for key in last.blobs & set(plan.blobs)
-            if not any(key in one.blobs for one in found.checkpoints if one.uuid in gone and one != last)
-        )
+        with_last = plan.size_after + sum(found.blobs[key].size for key in last.blobs & set(plan.blobs))
         assert with_last > rules.max_size  # no more went than had to
 
 
