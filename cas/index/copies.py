@@ -10,7 +10,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -19,6 +18,7 @@ from cas.errors import CasError
 from cas.index import disk, lines
 from cas.index.digest import Digest
 from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
+from cas.index.once import once
 from cas.index.paths import RelativePath
 from cas.index.store import Store
 
@@ -112,7 +112,7 @@ class Copies:
                     continue
         return None
 
-    @cached_property
+    @once
     def _by_digest(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = defaultdict(list)
         for tree in self._trees:
@@ -120,7 +120,7 @@ class Copies:
                 found[hex].append(tree.root / path)
         return found
 
-    @cached_property
+    @once
     def _trees(self) -> list[_Tree]:
         return [*self._views(), *self._targets()]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import blake3
@@ -12,6 +11,7 @@ import blake3
 from cas.errors import ContentError
 from cas.index.chunks import ChunkList
 from cas.index.containers import container_of
+from cas.index.once import once
 from cas.index.ranges import Range
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class _Cutter:
             return (len(data),)
         return (chunk.length for chunk in self._chunker.cut_buf(data))
 
-    @cached_property
+    @once
     def _chunker(self) -> FastCDC:
         from pyfastcdc import FastCDC  # late: only what is no container needs it
 

@@ -17,6 +17,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ from cas.errors import CasError, NoSpaceError, NotAllowedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Held while a thread imports something late, and while the process forks: a child that is forked in the middle of
+# another thread's import would wait for that module for ever.
+importing = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release)
 
 Observer = Callable[[str, str], None]
 _observer: Observer | None = None
@@ -136,7 +144,8 @@ def _make_shared(path: Path, mode: int) -> None:
         made.chmod(wanted | others | stat.S_ISGID)
         made.rename(path)
     except OSError as error:
-        made.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the folder above in between
+            made.rmdir()
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was quicker
             raise
 
@@ -153,12 +162,12 @@ def _show_to_group(fd: int, path: Path | str, mode: int) -> None:
 @_step
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it; an existing one is fine."""
-    if _is_shared(path):
-        _make_shared(path, mode)
-        return
     for attempt in range(_RACES):
         try:
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            if _is_shared(path):
+                _make_shared(path, mode)
+            else:
+                path.mkdir(mode=mode, parents=True, exist_ok=True)
             return
         except (FileNotFoundError, FileExistsError):  # another process removed, or made, a folder above in between
             if attempt == _RACES - 1:
@@ -387,7 +396,8 @@ def reflink(source: Path, target: Path) -> bool:
     Raises:
         FileExistsError: the target exists.
     """
-    import reflink_copy  # Rust; loaded late because `import cas` must stay fast
+    with importing:
+        import reflink_copy  # Rust; loaded late because `import cas` must stay fast
 
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))

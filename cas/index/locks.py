@@ -79,7 +79,8 @@ def exclusive(
 
 
 def _lock(path: Path, lease: float | None, mode: int, hold: Hold) -> BaseFileLock:
-    from filelock import FileLock, SoftFileLease  # imported late: `import cas` must stay fast
+    with disk.importing:
+        from filelock import FileLock, SoftFileLease  # imported late: `import cas` must stay fast
 
     if lease is None:
         return FileLock(path, timeout=0, is_singleton=False, thread_local=False, mode=mode)
@@ -93,7 +94,8 @@ def _lock(path: Path, lease: float | None, mode: int, hold: Hold) -> BaseFileLoc
 
 def _acquire(lock: BaseFileLock, path: Path, hold: Hold) -> bool:
     """Try once; return False if it is another's. Where there are no locks, that is the end of it: it is not held."""
-    from filelock import Timeout
+    with disk.importing:
+        from filelock import Timeout
 
     try:
         disk.make_folder(path.parent)

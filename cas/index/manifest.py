@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 from cas.errors import ContentError
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
+from cas.index.once import once
 from cas.index.paths import RelativePath, check_tree
 
 FORMAT = 1
@@ -76,7 +76,7 @@ class Manifest:
         implied |= {parent for folder in wanted for parent in folder.parents}
         return cls(entries, tuple(sorted(folder for folder in wanted if folder not in implied)))
 
-    @cached_property
+    @once
     def encoded(self) -> bytes:
         """The canonical bytes (docs/format.md): what is stored, and what the digest is of."""
         data: dict[str, Any] = {"cas": "manifest", "format": FORMAT}
@@ -86,12 +86,12 @@ class Manifest:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         return text.encode("utf-8") + b"\n"
 
-    @cached_property
+    @once
     def digest(self) -> Digest:
         """The digest of the canonical bytes."""
         return Digest.of(self.encoded)
 
-    @cached_property
+    @once
     def by_path(self) -> dict[str, FileEntry]:
         """The entries by their path."""
         return {entry.path: entry for entry in self.files}
