@@ -31,7 +31,7 @@ from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.origins import Origin
-from cas.pulling import record_for_url
+from cas.pulling import note_pulled, record_for_url
 from cas.registry.local import LOCAL
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
@@ -393,6 +393,8 @@ class Checkpoint(Described):
         self._require_downloadable()
         with self.store.leases.claim(self.uuid):
             self.pull_report = fetch_together(self.store, self._origin, group)
+        if self.record.registry == PULLED:
+            note_pulled(self.store, self.record)
 
     @classmethod
     def agreed(
@@ -507,6 +509,8 @@ class Checkpoint(Described):
         if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
             raise self._gone(manifest, absent)
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
+        if self.record.registry == PULLED:
+            note_pulled(self.store, self.record)
         if self.settings.max_size is not None and self.pull_report.files_fetched:
             keep_small(self.store, self.settings.max_size)
         return self._selection.part_of(self.pull_report.manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def record_for_url(
     options: Mapping[str, Any] | None = None,
     settings: Settings,
 ) -> CheckpointRecord:
-    """Return the record of what lies at a URL, and write it down, without credentials. Nothing is asked.
+    """Return the record of what lies at a URL. Nothing is asked, and nothing written: that comes with the files.
 
     Its UUID is the last part of the path, if that is one; else one made of the URL (and of the files, if they are
     named): the same place has the same UUID everywhere.
@@ -42,12 +43,21 @@ def record_for_url(
         uuid = last.lower()
     else:
         uuid = str(uuids.uuid5(uuids.NAMESPACE_URL, "\n".join([remote.url, *named])))
-    known: dict[str, Any] = {"registry": PULLED, "uuid": uuid, "metadata": {"url": remote.url}}
-    # A query may be a signature, and options may hold keys: they stay in memory. What is written is the place without
-    # them, where that is the same place.
-    again = remote.url if "#" not in remote.url and "?" not in remote.url else None
-    remember(store_of(settings), PULLED, [CheckpointRecord(**known, experiment_config=_config(again, named))])
-    return CheckpointRecord(**known, experiment_config=_config(place, named))
+    config = _config(place, named)
+    return CheckpointRecord(registry=PULLED, uuid=uuid, metadata={"url": remote.url}, experiment_config=config)
+
+
+def note_pulled(store: Store, record: CheckpointRecord) -> None:
+    """Write down, without credentials, that what lies at a URL was fetched.
+
+    A query may be a signature, and options may hold keys: they stay in memory. What is written is the place without
+    them, where that is the same place.
+    """
+    url = str(record.metadata.get("url", ""))
+    storage = record.experiment_config.get("checkpoint_storage") or {}
+    kept = url if "#" not in url and "?" not in url else None
+    named = tuple(map(RelativePath, storage.get("files", ())))
+    remember(store, PULLED, [replace(record, experiment_config=_config(kept, named))])
 
 
 def _config(url: str | None, files: tuple[RelativePath, ...]) -> dict[str, Any]:
@@ -97,4 +107,4 @@ def _is_known(store: Store, uuid: str) -> bool:
     return bool(store.refs.registries(uuid) or store.records.registries_with("checkpoint", uuid))
 
 
-__all__ = ["record_for_url", "tag", "tags"]
+__all__ = ["note_pulled", "record_for_url", "tag", "tags"]

@@ -347,6 +347,34 @@ def test_links_planted_in_the_store_lead_nobody_outside(home: Path, open_folder:
     anna(work)
 
 
+@pytest.mark.parametrize("where", ["leases/0123456789abcdef", "refs/local", "blobs/00", "manifests/00"])
+def test_a_folder_that_is_a_link_is_refused_before_anything_goes_there(
+    where: str, home: Path, open_folder: Path
+) -> None:
+    precious = open_folder / "anna"
+
+    def make_precious() -> None:
+        (precious / "thesis").mkdir(parents=True)
+        (precious / "thesis" / ("f" * 62)).write_text("years")
+
+    def plant() -> None:
+        Store(home)
+        place = home / where
+        if place.is_dir():
+            place.rename(home / "ingest" / "moved")
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(precious)
+
+    def work() -> None:
+        with pytest.raises(CasError, match="is a symbolic link"):
+            Store(home)
+        assert (precious / "thesis" / ("f" * 62)).read_text() == "years"
+
+    anna(make_precious)
+    bob(plant)
+    anna(work)
+
+
 def test_pipes_and_links_among_records_keep_nobody_waiting(home: Path) -> None:
     def plant() -> None:
         folder = home / "records" / "local"

@@ -17,6 +17,7 @@ from cas.checkpoint import Checkpoint
 from cas.client import Determined
 from cas.config import Progress, Settings
 from cas.errors import (
+    CasError,
     CheckpointNotFoundError,
     NotFoundError,
     RemoteError,
@@ -324,6 +325,14 @@ def test_what_nobody_knows_gets_no_name(settings):
 
 def test_the_record_of_a_pull_holds_its_place(url, settings):
     checkpoint = Checkpoint.from_url(url, settings=settings)
+    checkpoint.view()
     lines = "".join(path.read_text() for path in (settings.home / "records" / "pulled").glob("*.jsonl"))
     assert json.loads(lines.splitlines()[0][17:])["data"]["metadata"] == {"url": url}
     assert checkpoint.metadata == {"url": url}
+
+
+def test_a_place_with_nothing_in_it_leaves_no_checkpoint_behind(settings, tmp_path):
+    with pytest.raises(CasError):
+        Checkpoint.from_url((tmp_path / "typo").as_uri(), settings=settings).view()
+
+    assert not list((settings.home / "records").glob("pulled/*"))

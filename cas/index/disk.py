@@ -19,12 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from cas.errors import CasError, NoSpaceError, NotAllowedError
+from cas.errors import CasError, ContentError, NoSpaceError, NotAllowedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -515,11 +515,39 @@ def forget_cached(fd: int) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none of one that is not there or cannot be read."""
+    """Return the names in a folder, sorted; none of one that is not there, cannot be read, or is a symbolic link.
+
+    A link in a store may lead anywhere: what lies there is not the store's.
+    """
     try:
-        return sorted(os.listdir(folder))
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return []
+    try:
+        return sorted(os.listdir(fd))
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; symbolic links are none."""
+    found = [folder / name for name in names(folder)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def refuse_links(home: Path, inside: Iterable[str]) -> None:
+    """Look for symbolic links where the folders of a group's store lie, and in these folders.
+
+    Raises:
+        ContentError: there is one: whoever put it there can make others write and delete somewhere else.
+    """
+    for place in (home, *(home / name for name in inside)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise ContentError(f"{entry.path} is a symbolic link, and a store has none there: remove it first")
 
 
 def clock(folder: Path) -> int:

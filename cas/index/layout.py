@@ -23,6 +23,8 @@ _GROUPS_FOLDERS = (*sorted(_FOLDERS), "aside", "leases", "locks", "pins", "trust
 # A group's home and its `views/`: members make things there, and nobody renames another's.
 GROUPS_HOME = 0o770 | stat.S_ISGID | stat.S_ISVTX
 FORMAT_BYTES = 1 << 16  # far more than it has
+# Folders of a group's home whose own folders a member could put a link in place of, and lead others elsewhere.
+GUARDED = ("blobs", "manifests", "refs", "records", "chunks", "leases")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -247,7 +249,7 @@ def make_groups(root: Path) -> None:
 
 def _is_foreign(root: Path) -> bool:
     """Whether a folder that is no store yet holds something, and nothing of a store whose `format.json` was lost."""
-    found = {name for name in disk.names(root) if not name.startswith(".")}
+    found = {name for name in disk.names(Path(os.path.realpath(root))) if not name.startswith(".")}
     return bool(found - {"lost+found"}) and not found & _FOLDERS
 
 

@@ -44,7 +44,7 @@ def kept(store: str, home: Path) -> Path | None:
 
 def temporary(store: str, home: Path) -> Path | None:
     """Return a temporary folder for what concerns a home, that is this user's alone; None if none can be made."""
-    above = Path(tempfile.gettempdir())
+    above = Path(os.path.realpath(tempfile.gettempdir()))
     prefix = f"cas-{os.geteuid() if hasattr(os, 'geteuid') else os.getpid()}"
     names = [prefix, *(name for name in disk.names(above) if name.startswith(f"{prefix}."))]
     try:

@@ -151,7 +151,7 @@ def _checkpoints(
 
 
 def _blobs(store: Store) -> Iterator[tuple[Digest, StoredBlob]]:
-    for folder in sorted((store.home / "blobs").glob("??")):
+    for folder in disk.folders(store.home / "blobs"):
         with os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(ContentError, FileNotFoundError):

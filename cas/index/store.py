@@ -20,6 +20,7 @@ from cas.index.doors import door
 from cas.index.facts import Facts
 from cas.index.home import Home
 from cas.index.ingest import Follower, Ingest, Staging
+from cas.index.layout import GUARDED
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
 from cas.index.manifest import MAX_BYTES, Manifest
@@ -60,6 +61,8 @@ class Store:
     ) -> None:
         path = home.absolute()
         opened = Home.open_layer(path) if layer else Home.open(path, shared=shared, network=network)
+        if opened.shared:
+            disk.refuse_links(path, GUARDED)
         self.home = path
         self.about = opened
         self.stall = stall

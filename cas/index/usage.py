@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cas.errors import CasError, ContentError
+from cas.index import disk
 from cas.index.aside import held
 from cas.index.digest import Digest
 from cas.index.manifest import Manifest
@@ -79,7 +80,7 @@ def usage(store: Store) -> Usage:
 def blobs_here(store: Store) -> dict[Digest, int]:
     """Return the size of every blob on this disk, believed or not, from the folders alone."""
     found = {}
-    for folder in sorted((store.home / "blobs").glob("??")):
+    for folder in disk.folders(store.home / "blobs"):
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
