@@ -31,8 +31,8 @@ WRONG = [
     ("tril", "cas: no command is called 'tril'; did you mean `cas trial`?; see cas --help"),
     ("frobnicate", "cas: no command is called 'frobnicate'; see cas --help"),
     ("experiment list", "cas experiment: no command is called 'list'; see cas experiment --help"),
-    ("trial", "cas trial: say what to do: download; see cas trial --help"),
-    ("t", "cas t: say what to do: download; see cas t --help"),
+    ("trial", "cas trial: say what to do: download, describe; see cas trial --help"),
+    ("t", "cas t: say what to do: download, describe; see cas t --help"),
     ("trial --best", "cas trial: unrecognized arguments: --best; see cas trial --help"),
     (
         "trial downlod 1",
