@@ -499,4 +499,4 @@ def test_a_known_checkpoint_is_viewed_with_no_index_no_lock_and_no_blob_read(fol
     add(folder, uuid=UUID, settings=settings).view()
     events, opened = run_python(WATCHED, settings.home, UUID).splitlines()
     assert events == "[]"
-    assert opened == "['leases', 'manifests', 'views']"
+    assert opened == "['leases', 'manifests', 'refs', 'views']"
