@@ -82,8 +82,8 @@ def online(home: str, url: str) -> None:
 
 def recovered(home: str, bucket: str) -> None:
     """Print how long a recovery and the same again take (seconds), and by how much the process grew (MiB)."""
+    from cas.actions.recovering import recover
     from cas.config import Progress, Settings
-    from cas.recovering import recover
 
     settings = Settings.load(home=home, progress=Progress.OFF)
     _peak()

@@ -18,16 +18,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cas.adding import add
+    from cas.actions.adding import add
+    from cas.actions.mirroring import mirror
+    from cas.actions.recovering import recover
+    from cas.actions.trusting import trust
     from cas.checkpoint import Checkpoint
     from cas.client import Determined
     from cas.config import Settings
     from cas.errors import CasError
-    from cas.mirroring import mirror
-    from cas.recovering import recover
     from cas.references import ExperimentReference, TrialReference
     from cas.removing import pin, prune, remove, unpin
-    from cas.trusting import trust
 
 __version__ = "0.1.0"
 
@@ -56,13 +56,13 @@ _HOMES = {
     "ExperimentReference": "cas.references",
     "Settings": "cas.config",
     "TrialReference": "cas.references",
-    "add": "cas.adding",
-    "mirror": "cas.mirroring",
+    "add": "cas.actions.adding",
+    "mirror": "cas.actions.mirroring",
     "pin": "cas.removing",
     "prune": "cas.removing",
-    "recover": "cas.recovering",
+    "recover": "cas.actions.recovering",
     "remove": "cas.removing",
-    "trust": "cas.trusting",
+    "trust": "cas.actions.trusting",
     "unpin": "cas.removing",
 }
 

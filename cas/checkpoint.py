@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cas.alone import model_alone
 from cas.config import DownloadMode, Link, Settings, Trust
 from cas.described import Described
 from cas.errors import CasError, CheckpointNotFoundError, UsageError
@@ -23,15 +22,17 @@ from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination, Need, require_room
 from cas.index.trust import Trusted, Verdicts
-from cas.job import agree, fetch_together, group_of
 from cas.load.links import Materializer
 from cas.load.loading import load_folder, user_folder
 from cas.load.permit import Permit
 from cas.load.placing import OWN, LinkReport
 from cas.load.targets import is_complete
 from cas.load.views import AbsentBlobsError, make_view, use_view
-from cas.origins import Origin
-from cas.pulling import note_pulled, record_for_url
+from cas.pull.alone import model_alone
+from cas.pull.job import agree, fetch_together, group_of
+from cas.pull.origin import Origin
+from cas.pull.unstored import Unstored
+from cas.pull.urls import note_pulled, record_for_url
 from cas.registry.local import LOCAL
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.registry.remembering import Remembering
@@ -39,7 +40,6 @@ from cas.removing import keep_small
 from cas.transfer.fetch import PullReport
 from cas.transfer.preview import Preview, preview
 from cas.transfer.selection import EVERYTHING, Selection
-from cas.unstored import Unstored
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles

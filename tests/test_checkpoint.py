@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stores import UUID, damage, lies, run_python
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Link, Settings
 from cas.errors import (

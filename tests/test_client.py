@@ -15,7 +15,7 @@ from master_simulator import Data, Simulator
 
 import cas.client
 import cas.experimental
-from cas.adding import add
+from cas.actions.adding import add
 from cas.client import Determined, ExperimentReference, TrialReference
 from cas.config import Settings
 from cas.errors import AuthenticationError, NotFoundError, OfflineError, UsageError

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from stores import OTHER_UUID, UUID, lies
 
-from cas import repairing
-from cas.adding import add
+from cas.actions import repairing
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.cli import commands, main
 from cas.config import Progress, Settings

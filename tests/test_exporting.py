@@ -17,8 +17,10 @@ from disks import fill, tmpfs
 from kills import complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, manifest_of, tagged, uuid
 
-from cas import exporting, importing
-from cas.adding import add
+from cas.actions import exporting, importing
+from cas.actions.adding import add
+from cas.actions.exporting import export
+from cas.actions.importing import import_file
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import (
@@ -30,8 +32,6 @@ from cas.errors import (
     NotFoundError,
     UsageError,
 )
-from cas.exporting import export
-from cas.importing import import_file
 from cas.index import bundle, lines
 from cas.index.bundle import Exported, Head, Writer
 from cas.index.check import check

@@ -18,12 +18,12 @@ from stores import OTHER_UUID, UUID
 from test_kills import is_sound
 from test_sidecars import Shelf
 
-from cas import publishing
+from cas.actions import publishing
+from cas.actions.places import Place
 from cas.config import Progress, Settings
 from cas.index import chunkstore
 from cas.index.digest import Digest
 from cas.index.store import Store
-from cas.places import Place
 from cas.transfer import fetch, plan
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum

@@ -17,7 +17,9 @@ import pytest
 from interleave import FailedError, Operation, a_folder, play
 from stores import lies, manifest_of, tagged, uuid
 
-from cas.adding import add
+from cas.actions.adding import add
+from cas.actions.repairing import check as check_store
+from cas.actions.repairing import repair as repair_store
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import CasError, NotFoundError, ProtectedError
@@ -34,8 +36,6 @@ from cas.index.store import Store, store_of
 from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.registry.records import CheckpointRecord
 from cas.removing import prune, remove
-from cas.repairing import check as check_store
-from cas.repairing import repair as repair_store
 
 pytestmark = pytest.mark.slow
 

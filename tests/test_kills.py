@@ -10,7 +10,7 @@ import pytest
 from kills import Operation, complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, manifest_of, tagged, uuid
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.config import Progress, Settings
 from cas.errors import NotFoundError
 from cas.index import lines

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from cas.actions.listing import Here, checkpoints, registries
 from cas.config import Settings
 from cas.errors import NotFoundError, UsageError
 from cas.index.store import open_store
-from cas.listing import Here, checkpoints, registries
 from cas.registry.catalog import LOCAL
 from cas.registry.filters import MetricFilter
 from cas.registry.local import record_local

@@ -10,15 +10,15 @@ from remotes import CountingRemote, MemoryRemote
 from stores import OTHER_UUID, UUID, damage, lies
 from test_sidecars import CountingShelf, Shelf
 
-from cas import publishing, repairing
-from cas.adding import add
+from cas.actions import publishing, repairing
+from cas.actions.adding import add
+from cas.actions.places import Place
 from cas.config import Progress, Settings
 from cas.index.chunks import ChunkList
 from cas.index.cutting import BLOCK, cut_file
 from cas.index.digest import Digest
 from cas.index.problems import Kind
 from cas.index.store import Store
-from cas.places import Place
 from cas.transfer.mending import MendReport, can_mend, mend
 
 pytestmark = pytest.mark.slow

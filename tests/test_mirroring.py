@@ -19,11 +19,11 @@ from s3_server import S3Server
 from stores import ROOT
 
 import cas
+from cas.actions.mirroring import MirrorReport, mirror
 from cas.client import Determined
 from cas.config import Progress, Settings
 from cas.errors import AuthenticationError, NotFoundError, OfflineError, UsageError
 from cas.index.store import open_store
-from cas.mirroring import MirrorReport, mirror
 from cas.registry.catalog import Catalog
 from cas.registry.records import State
 

@@ -195,7 +195,7 @@ def test_offline_asks_nobody(folder, settings):
 
 
 def test_a_checkpoint_that_no_master_knows_has_no_way_through_one(tmp_path, settings):
-    from cas.adding import add
+    from cas.actions.adding import add
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a").write_bytes(b"x")

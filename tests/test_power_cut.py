@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from stores import OTHER_UUID, ROOT, UUID, in_boot, manifest_of, uuid
 
-from cas.adding import add
+from cas.actions.adding import add
+from cas.actions.exporting import export
+from cas.actions.importing import import_file
 from cas.config import Progress, Settings
 from cas.errors import CasError
-from cas.exporting import export
-from cas.importing import import_file
 from cas.index import disk
 from cas.index.check import check
 from cas.index.digest import Digest

@@ -11,12 +11,12 @@ from remotes import CountingRemote
 from stores import OTHER_UUID, UUID
 from test_sidecars import Shelf
 
-from cas import publishing
+from cas.actions import publishing
+from cas.actions.places import Place
 from cas.config import Progress, Settings
 from cas.errors import CheckpointNotFoundError
 from cas.index.digest import Digest
 from cas.index.store import Store
-from cas.places import Place
 from cas.transfer import fetch
 from cas.transfer.preview import Preview, holders, preview
 

@@ -16,7 +16,7 @@ from disks import fill, loop, tmpfs
 from kills import Operation, complete, each_kill
 from stores import OTHER_UUID, ROOT, UUID, lies, tagged, uuid
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import NotFoundError

@@ -26,11 +26,11 @@ from s3_server import S3Server
 from stores import ROOT
 
 import cas
+from cas.actions.recovering import RecoveryReport, recover
 from cas.client import Determined
 from cas.config import Progress, Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.store import open_store
-from cas.recovering import RecoveryReport, recover
 from cas.registry.catalog import LOCAL, Catalog
 from cas.registry.local import record_local
 from cas.registry.records import CheckpointRecord, State
@@ -386,7 +386,7 @@ def test_a_place_with_no_checkpoint_says_what_is_there(place: Path, settings: Se
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 def test_a_file_that_cannot_be_read_is_told_and_tried_again() -> None:
     code = (
-        "import os, sys; from pathlib import Path; from cas.recovering import recover\n"
+        "import os, sys; from pathlib import Path; from cas.actions.recovering import recover\n"
         "from cas.config import Settings\n"
         "bucket, home = map(Path, sys.argv[1:])\n"
         "recover(bucket, settings=Settings.load(home=home.parent / 'as root'))  # loads every module: others may not\n"

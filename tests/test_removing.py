@@ -12,7 +12,7 @@ import pytest
 from stores import UUID, uuid
 
 import cas
-from cas.adding import add
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings, seconds_of
 from cas.errors import NotFoundError, ProtectedError, UsageError

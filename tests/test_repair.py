@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kills import complete, each_kill
 from stores import OTHER_UUID, UUID, damage, lies, tagged
 
-from cas import repairing
-from cas.adding import add
+from cas.actions import repairing
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.index import deep, disk, lines

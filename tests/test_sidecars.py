@@ -13,13 +13,13 @@ from remotes import CountingRemote, MemoryRemote
 from s3_server import READER_KEY, READER_SECRET
 from stores import OTHER_UUID, UUID, damage, lies, uuid
 
-from cas import publishing
+from cas.actions import publishing
+from cas.actions.places import Place
 from cas.config import Progress, Settings
 from cas.errors import ChangedError, NotAllowedError, RemoteError, UsageError
 from cas.index.digest import Digest
 from cas.index.sidecar import Sidecar
 from cas.index.store import Store
-from cas.places import Place
 from cas.transfer import fetch
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum, Listing

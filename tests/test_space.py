@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from remotes import CountingRemote, MemoryRemote
 from stores import OTHER_UUID, UUID, lies, run_python, tagged
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import CasError, NoSpaceError, NotAllowedError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stores import damage, lies, manifest_of, uuid
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.config import Progress, Settings
 from cas.errors import ProtectedError
 from cas.index import lines

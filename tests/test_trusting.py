@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import cas
+from cas.actions.trusting import trust, trusted
 from cas.checkpoint import Checkpoint
 from cas.config import Settings
 from cas.errors import CheckpointNotFoundError, NotFoundError, UnsafeContentError, UsageError
 from cas.index.store import store_of
 from cas.registry.records import PULLED, CheckpointRecord
 from cas.transfer.adopt import ingest_folder
-from cas.trusting import trust, trusted
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

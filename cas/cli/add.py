@@ -85,7 +85,7 @@ def add(args: argparse.Namespace) -> int:
 
 
 def _add(path: str, args: argparse.Namespace, chosen: Settings) -> dict[str, Any]:
-    from cas import adding
+    from cas.actions import adding
 
     found = _left_by_older_client(Path(path))
     adopted = args.experiment is None and args.trial is None

@@ -10,9 +10,9 @@ from cas.cli.parser import WrongUsageError, add_command, add_form, settings, sto
 from cas.errors import ContentError
 
 if TYPE_CHECKING:
+    from cas.actions.repairing import RepairReport
     from cas.index.check import CheckReport, Problem
     from cas.index.repair import RepairPlan, Result, Step
-    from cas.repairing import RepairReport
 
 
 def register(groups: Any) -> None:
@@ -51,7 +51,7 @@ def _register_check(groups: Any) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Check the store, and repair it if that is asked for."""
-    from cas import repairing
+    from cas.actions import repairing
     from cas.transfer.progress import reaching
 
     if not args.deep and (args.rate or args.anew):

@@ -38,8 +38,8 @@ def _register_export(groups: Any) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write checkpoints into a file."""
-    from cas.exporting import STREAM
-    from cas.exporting import export as write
+    from cas.actions.exporting import STREAM
+    from cas.actions.exporting import export as write
 
     *uuids, file = args.words or [""]
     if not uuids:
@@ -84,7 +84,7 @@ def _register_import(groups: Any) -> None:
 
 def import_(args: argparse.Namespace) -> None:
     """Bring the checkpoints of a file into the store."""
-    from cas.importing import STREAM, import_file
+    from cas.actions.importing import STREAM, import_file
 
     if args.file is None:
         raise WrongUsageError(args.parser.prog, f"say which file: {args.program} import <file>")

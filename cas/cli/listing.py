@@ -9,8 +9,8 @@ from cas.cli import output
 from cas.cli.parser import add_command, add_form, add_registry, count, number, settings, store
 
 if TYPE_CHECKING:
+    from cas.actions.listing import ListedCheckpoint
     from cas.index.usage import CheckpointUsage
-    from cas.listing import ListedCheckpoint
 
 
 def register(groups: Any) -> None:
@@ -55,7 +55,7 @@ def ls(args: argparse.Namespace) -> None:
     if args.registries:
         registries(args)
         return
-    from cas.listing import checkpoints
+    from cas.actions.listing import checkpoints
 
     rows = checkpoints(
         registry=args.registry,
@@ -91,7 +91,7 @@ _COLUMNS = ("registry", "experiment", "trial", "batch", "uuid", "state", "size",
 
 def _shown_metric(args: argparse.Namespace) -> str | None:
     """The metric that the options ask about; None: that of each experiment's searcher."""
-    from cas.listing import SORTS
+    from cas.actions.listing import SORTS
     from cas.registry.filters import MetricFilter
 
     if args.sort and args.sort not in SORTS:
@@ -151,7 +151,7 @@ def _register_registries(groups: Any) -> None:
 
 def registries(args: argparse.Namespace) -> None:
     """Print the registries of the catalog."""
-    from cas.listing import registries as known
+    from cas.actions.listing import registries as known
     from cas.registry.catalog import ago
 
     found = known(settings=settings(args))

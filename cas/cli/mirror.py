@@ -9,7 +9,7 @@ from cas.cli import output
 from cas.cli.parser import WrongUsageError, add_command, add_form, number, settings
 
 if TYPE_CHECKING:
-    from cas.mirroring import MirrorReport
+    from cas.actions.mirroring import MirrorReport
 
 
 def register(groups: Any) -> None:
@@ -42,7 +42,7 @@ def mirror(args: argparse.Namespace) -> int:
         raise WrongUsageError(args.parser.prog, "say what to mirror: --experiment ID, --trial ID, or --all")
     if args.unchanged_too and not args.all:
         raise WrongUsageError(args.parser.prog, "--again goes with --all: what is named is always asked for")
-    from cas.mirroring import mirror as run
+    from cas.actions.mirroring import mirror as run
 
     report = run(
         experiments=args.experiment or (),

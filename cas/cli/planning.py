@@ -37,7 +37,7 @@ def place(text: str) -> str:
 
 def plan(args: argparse.Namespace) -> None:
     """Print a plan."""
-    from cas.planning import plan as plan_download
+    from cas.actions.planning import plan as plan_download
 
     if args.place is None:
         raise missing(args, "checkpoint", "<url|uuid>")

@@ -31,7 +31,7 @@ def register(groups: Any) -> None:
 
 def publish(args: argparse.Namespace) -> None:
     """Publish a sidecar, and print where."""
-    from cas.publishing import publish as publish_sidecar
+    from cas.actions.publishing import publish as publish_sidecar
 
     if args.place is None:
         raise missing(args, "checkpoint", "<url|uuid>")

@@ -70,8 +70,8 @@ def pull(args: argparse.Namespace) -> None:
         raise missing(args, "place", "<url>")
     if args.link and args.output_dir is None:
         raise WrongUsageError(args.parser.prog, "--link goes with -o")
-    from cas import pulling
     from cas.checkpoint import Checkpoint
+    from cas.pull import urls
     from cas.registry.names import check_name
 
     if args.name is not None:
@@ -94,7 +94,7 @@ def pull(args: argparse.Namespace) -> None:
     manifest = checkpoint.fetch()
     report, partial = checkpoint.pull_report, checkpoint.is_partial
     if args.name is not None:
-        pulling.tag(args.name, checkpoint.uuid, settings=chosen)
+        urls.tag(args.name, checkpoint.uuid, settings=chosen)
     path = checkpoint.download(args.output_dir, link=args.link) if args.output_dir is not None else None
     if args.quiet:
         output.say(checkpoint.uuid)
@@ -142,20 +142,20 @@ def _register_tag(groups: Any) -> None:
 
 def tag(args: argparse.Namespace) -> None:
     """Name a checkpoint, take a name away, or list all names."""
-    from cas import pulling
+    from cas.pull import urls
 
     chosen = settings(args)
     if args.name is None:
         if args.remove:
             raise missing(args, "name", "<name>")
-        _say_tags(args, pulling.tags(settings=chosen))
+        _say_tags(args, urls.tags(settings=chosen))
         return
     if args.remove and args.which is not None:
         raise WrongUsageError(args.parser.prog, "--remove takes a name, and no UUID")
     if args.which is None and not args.remove:
         raise WrongUsageError(args.parser.prog, f"say which checkpoint: {args.parser.prog} {args.name} <uuid>")
-    before = pulling.tag(args.name, None if args.remove else args.which, settings=chosen)
-    now = pulling.tags(settings=chosen).get(args.name)
+    before = urls.tag(args.name, None if args.remove else args.which, settings=chosen)
+    now = urls.tags(settings=chosen).get(args.name)
     if args.json:
         output.say_json(name=args.name, uuid=now, before=before)
     elif args.remove:

@@ -9,7 +9,7 @@ from cas.cli import output
 from cas.cli.parser import add_command, add_form, missing, settings
 
 if TYPE_CHECKING:
-    from cas.recovering import RecoveredExperiment, RecoveryReport
+    from cas.actions.recovering import RecoveredExperiment, RecoveryReport
 
 
 def register(groups: Any) -> None:
@@ -39,7 +39,7 @@ def recover(args: argparse.Namespace) -> int:
     """Recover, and say what was found and what could not be understood; 1 if a file could not be read."""
     if args.url is None:
         raise missing(args, "place", "<url>")
-    from cas.recovering import recover as run
+    from cas.actions.recovering import recover as run
 
     report = run(args.url, metrics=args.metrics, settings=settings(args))
     if args.quiet:

@@ -30,7 +30,7 @@ def register(groups: Any) -> None:
 
 def trust(args: argparse.Namespace) -> None:
     """Record that a checkpoint is trusted, or no longer; or print what is."""
-    from cas import trusting
+    from cas.actions import trusting
 
     if args.list:
         if args.which or args.revoke:

@@ -1,7 +1,7 @@
 """Repair: plan what to do about problems, and do it, with what is on this disk. Nothing is rewritten in place.
 
-What the origins of checkpoints can give is the caller's to bring (cas/repairing.py): `Sources` says what there is, and
-is asked for it.
+What the origins of checkpoints can give is the caller's to bring (cas/actions/repairing.py): `Sources` says what there
+is, and is asked for it.
 """
 
 from __future__ import annotations

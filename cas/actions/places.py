@@ -8,7 +8,7 @@ from cas.checkpoint import Checkpoint
 from cas.config import Settings
 from cas.errors import OfflineError
 from cas.index.store import store_of
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.registry.catalog import Catalog
 from cas.registry.records import PULLED, canonical_uuid, uuid_of_url
 from cas.transfer.folder import FolderRemote

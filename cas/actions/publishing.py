@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cas.actions.places import Place, place_of
 from cas.checkpoint import Checkpoint
 from cas.config import Settings
 from cas.errors import ChangedError, UsageError
@@ -15,14 +16,13 @@ from cas.index.cutting import cut_file
 from cas.index.digest import Digest
 from cas.index.sidecar import Described, Sidecar, describe, version_of
 from cas.index.store import Store, store_of
-from cas.places import Place, place_of
 from cas.transfer.fetch import pull
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Remote, RemoteFile
 from cas.transfer.retry import RetryingRemote
 from cas.transfer.sidecars import without_sidecars
 
-log = logging.getLogger("cas.publishing")
+log = logging.getLogger("cas.actions.publishing")
 
 LEAST_KEPT = 1 << 20  # bytes; chunk lists of smaller files find nothing that the sidecar does not
 

@@ -28,10 +28,10 @@ from cas.load.links import Materializer
 from cas.load.placing import LinkReport
 from cas.load.scratch import beside, prefix_of
 from cas.load.targets import TargetRecord, Written, is_complete, place_of
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.transfer.fetch import PullReport
 
-log = logging.getLogger("cas.unstored")
+log = logging.getLogger("cas.pull.unstored")
 
 _USERS = "users"  # the folder of locks of the processes that use the store beside a target
 _ATTEMPTS = 3  # while other processes that bring the same end, and take the store beside the target with them

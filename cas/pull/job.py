@@ -10,7 +10,7 @@ from typing import Any
 from cas.config import Settings
 from cas.errors import CasError, PeerError
 from cas.index.store import Store
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.registry.records import CheckpointRecord, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.process_group import TorchGroup

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from cas.actions.places import place_of
 from cas.checkpoint import Checkpoint
 from cas.config import Settings
 from cas.index.store import store_of
-from cas.places import place_of
 from cas.transfer.preview import Preview, preview
 
 

@@ -12,7 +12,7 @@ from cas.config import Progress, Settings
 from cas.errors import AuthenticationError, CasError, NoSpaceError, OfflineError, UsageError
 from cas.index.records import NewRecord
 from cas.index.store import Store, store_of
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.registry.catalog import Catalog, Record
 from cas.registry.dialect import Listed
 from cas.registry.http import canonical_url

@@ -12,7 +12,7 @@ import pytest
 from stores import UUID, lies
 from web_server import serving
 
-from cas.adding import add
+from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.client import Determined
 from cas.config import Progress, Settings
@@ -26,7 +26,7 @@ from cas.errors import (
 )
 from cas.index.check import check
 from cas.index.store import open_store
-from cas.pulling import tag, tags
+from cas.pull.urls import tag, tags
 from cas.registry.names import check_name
 from cas.removing import pin, remove, unpin
 from cas.transfer.selection import Selection

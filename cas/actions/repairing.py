@@ -19,14 +19,14 @@ from cas.index.manifest import FileEntry, Manifest
 from cas.index.problems import Kind, Problem
 from cas.index.repair import RepairPlan, Result, execute_repair, plan_repair
 from cas.index.store import Store
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.registry.catalog import Catalog
 from cas.registry.lost import fitting_manifest, lost_refs
 from cas.transfer.fetch import fetch_files
 from cas.transfer.mending import MendReport, can_mend, mend
 from cas.transfer.remote import Listing, Remote
 
-log = logging.getLogger("cas.repairing")
+log = logging.getLogger("cas.actions.repairing")
 
 _BLOBS = (Kind.DAMAGED_BLOB, Kind.MISSING_BLOB)
 _MANIFESTS = (Kind.DAMAGED_MANIFEST, Kind.MISSING_MANIFEST)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cas.actions.surveying import RANGES, UNREADABLE, Earlier, Fresh, Other, Survey, Unchanged
 from cas.config import Settings
 from cas.errors import NotFoundError, OfflineError, UsageError
 from cas.index.records import NewRecord, Seen
@@ -16,7 +17,6 @@ from cas.registry import metric_tables, recovery
 from cas.registry.metric_tables import Row
 from cas.registry.records import CheckpointRecord, State
 from cas.registry.recovery import ANYONE, FIRST_DERIVED, Claim, Numbering, Place, Recovered
-from cas.surveying import RANGES, UNREADABLE, Earlier, Fresh, Other, Survey, Unchanged
 from cas.transfer.folder import FolderRemote
 from cas.transfer.progress import counter
 from cas.transfer.remote import Remote

@@ -13,7 +13,7 @@ from cas.errors import CasError
 from cas.index.manifest import Manifest
 from cas.index.store import Store
 from cas.load.selecting import model_storages
-from cas.origins import Origin
+from cas.pull.origin import Origin
 from cas.transfer.plan import SMALL
 from cas.transfer.remote import RemoteFile
 from cas.transfer.selected import Selected, selected_records

@@ -25,7 +25,7 @@ from cas.registry.catalog import Catalog, Record
 from cas.registry.records import CheckpointRecord, canonical_uuid, place_of
 from cas.transfer.progress import Advance, drawer
 
-log = logging.getLogger("cas.exporting")
+log = logging.getLogger("cas.actions.exporting")
 
 STREAM = "-"  # stdin or stdout
 

@@ -24,7 +24,7 @@ from cas.registry.catalog import LOCAL, Record
 from cas.registry.records import CheckpointRecord, ExperimentRecord, State, TrialRecord, place_of
 from cas.transfer.progress import Advance, drawer
 
-log = logging.getLogger("cas.importing")
+log = logging.getLogger("cas.actions.importing")
 
 STREAM = "-"  # stdin
 IMPORTED = "imported:"  # registries of checkpoints that were added in another store: the first digits of its id follow
