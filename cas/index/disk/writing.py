@@ -1,0 +1,91 @@
+"""Open files to be written: made, filled, closed to writers, and synced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from cas.index.disk.group import is_shared, make_shared, show_to_group
+from cas.index.disk.looking import NO_FOLLOW, is_ours
+from cas.index.disk.steps import is_step
+
+_NOT_OURS = "is another user's, or no plain file; move it away"
+
+
+@is_step
+def create(path: Path | str, mode: int = 0o600) -> int:
+    """Create a new file, which must not exist, for reading and writing; return its descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    show_to_group(fd, path, mode)
+    return fd
+
+
+@is_step
+def open_append(path: Path, mode: int = 0o644) -> int:
+    """Open a plain file of ours for appending (and reading), created if absent; return its descriptor.
+
+    Raises:
+        PermissionError: another user put something under that name.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW
+    try:
+        fd = os.open(path, flags, mode)
+    except FileNotFoundError:
+        if is_shared(path):
+            make_shared(path.parent, 0o777)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path)) from error
+        raise
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or not is_ours(found):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path))
+    show_to_group(fd, path, mode)
+    return fd
+
+
+@is_step
+def write(fd: int, data: bytes | memoryview) -> None:
+    """Write all of the data at the descriptor's position."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@is_step
+def write_once(fd: int, data: bytes | memoryview) -> int:
+    """Write at the descriptor's position with one call; return how many bytes were written."""
+    return os.write(fd, data)
+
+
+@is_step
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of the data at an offset."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+@is_step
+def truncate(fd: int, size: int) -> None:
+    """Set a file's length; what is new reads as zeros."""
+    os.ftruncate(fd, size)
+
+
+@is_step
+def set_mode(fd: int, mode: int) -> None:
+    """Change the permissions of an open file."""
+    os.fchmod(fd, mode)
+
+
+@is_step
+def sync(fd: int) -> None:
+    """Return when the file's bytes and metadata will survive a power cut."""
+    os.fsync(fd)
