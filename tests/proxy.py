@@ -38,6 +38,9 @@ class Fault:
     cut: int | None = None  # bytes of the body after which the connection breaks
     flip: bool = False  # the first byte of the body is another
     stall: float = 0.0  # seconds for which nothing comes after the head
+    trickle: float = 0.0  # seconds after each block of the body
+    slow_head: float = 0.0  # seconds after each block of the head
+    block: int = 1  # bytes that come at once then
 
 
 Faults = Callable[[Exchange], Fault | None]
@@ -107,7 +110,7 @@ class _Connection:
         headers = _headers(head[1:])
         kept = [line for line in head if line.partition(":")[0].lower() not in {n.lower() for n in fault.headers}]
         changed = [f"{name}: {value}" for name, value in fault.headers.items()]
-        self._client.sendall("\r\n".join([*kept, *changed, "", ""]).encode("latin-1"))
+        self._send("\r\n".join([*kept, *changed, "", ""]).encode("latin-1"), fault.slow_head, fault.block)
         if exchange.method == "HEAD" or exchange.status in (204, 304):
             return True
         if headers.get("transfer-encoding") == "chunked":
@@ -144,10 +147,16 @@ class _Connection:
             self._client.sendall(block[: fault.cut - exchange.sent])
             exchange.sent = fault.cut
             return False
-        self._client.sendall(block)
+        self._send(block, fault.trickle, fault.block)
         threading.Event().wait(self._proxy.pause)
         exchange.sent += len(block)
         return True
+
+    def _send(self, data: bytes, pause: float, count: int) -> None:
+        """Send at once, or so many bytes at a time with pauses between them."""
+        for at in range(0, len(data), count if pause else len(data)):
+            self._client.sendall(data[at : at + count] if pause else data)
+            threading.Event().wait(pause)
 
 
 def _head(reader: object) -> list[str]:

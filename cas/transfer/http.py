@@ -61,12 +61,13 @@ class Reply:
         """Yield the body, as it is sent, up to so many bytes.
 
         Raises:
-            TransientRemoteError: it broke off, or nothing came for too long.
+            TransientRemoteError: it broke off, or came too slowly.
         """
         from urllib3.exceptions import HTTPError
 
         try:
-            while most and (data := self.raw.read(min(PIECE, most), decode_content=False)):
+            # What is there is yielded: of a connection that breaks off nothing is lost that came.
+            while most and (data := self.raw.read1(min(PIECE, most), decode_content=False)):
                 most -= len(data)
                 yield data
         except (HTTPError, OSError) as error:
@@ -141,13 +142,17 @@ class Connections:
 
         import urllib3  # without it `import cas` is faster
 
+        from cas.transfer.sockets import POOLS
+
         parts = urlsplit(url)
         proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
         key = (os.getpid(), proxy)
         with self._lock:
             if key not in self._pools:
                 options: dict[str, Any] = {"maxsize": 16, "cert_reqs": "CERT_REQUIRED", "ca_certs": self._verify}
-                self._pools[key] = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+                pools = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+                pools.pool_classes_by_scheme = POOLS
+                self._pools[key] = pools
             return self._pools[key]
 
 

@@ -18,7 +18,8 @@ log = logging.getLogger("cas.transfer")
 
 T = TypeVar("T")
 
-ATTEMPTS = 6  # in a row without a byte of progress
+ATTEMPTS = 6  # in a row without progress
+PROGRESS = 32 << 10  # bytes that an attempt must bring to count: with one byte each time there would be no end
 FIRST_PAUSE = 0.2  # seconds; doubled each time, with jitter
 LONGEST_PAUSE = 20.0  # seconds, of our own choice
 LONGEST_ASKED = 120.0  # seconds; a server that asks for more is not waited for longer
@@ -63,14 +64,14 @@ class RetryingRemote:
         failures = 0
         while True:
             self._wait_for_turn()
+            began = start
             try:
                 for piece in self._inner.read(file, start, end):
                     start += len(piece)
-                    failures = 0
                     yield piece
                 return
             except TransientRemoteError as error:
-                failures += 1
+                failures = 1 if start - began >= PROGRESS else failures + 1
                 self._wait(error, failures)
 
     def stream(self, file: RemoteFile) -> Iterator[Piece]:
