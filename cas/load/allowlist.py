@@ -81,6 +81,8 @@ def _is_dangerous(module: str, name: str) -> bool:
         return True
     if name in _DANGEROUS_NAMES.get(module, frozenset()):
         return True
+    if "cloudpickle" in module:  # also the copies of it in joblib, ray, pyspark: it makes functions out of their code
+        return True
     parts = [*module.split("."), *name.split(".")[:-1]]  # `models.load_model` of `keras` is `keras.models`' own
     if parts[0] == "cas" and parts[:3] != ["cas", "load", "standin"]:  # this package reads and writes files
         return True

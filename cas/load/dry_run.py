@@ -29,8 +29,10 @@ class _InertClass(type):
 class _Inert(metaclass=_InertClass):
     """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
 
-    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
         cls.is_called = True
+        if today(*cls.names) == ("builtins", "str") and [type(one) for one in arguments] == [str]:
+            return arguments[0]  # how the name of a module in a scope is pickled (cas/load/sources.py)
         if _calls_its_first(cls.names) and any(_is_foreign_value(one) for one in arguments[:1]):
             raise UnsafeContentError(f"it gives {'.'.join(cls.names)} a value to call")
         if _hand_over([arguments, named]) and cls.names[0] in ("operator", "_operator"):
@@ -81,16 +83,46 @@ def _is_foreign_value(value: object) -> bool:
 _CALLERS = {("functools", "partial"), ("collections", "defaultdict"), ("torch._tensor", "_rebuild_from_type_v2")}
 
 
+Name = tuple[str, str]
+Inner = tuple[Callable[..., object], Callable[..., Any]]  # judges bytes within a pickle, and loads them
+NONE: Mapping[Name, Inner] = {}
+
+
+class Judged:
+    """Stands for a function that loads bytes within a pickle; nothing of it can be changed."""
+
+    __slots__ = ("_take",)
+
+    def __init__(self, take: Callable[..., Any]) -> None:
+        self._take = take
+
+    def __call__(self, *arguments: object) -> Any:
+        """Judge, or load, the bytes."""
+        found = self._take(*arguments)
+        return _Inert() if found is None else found
+
+    def __setstate__(self, state: object) -> None:
+        raise UnsafeContentError("it changes what loads its tensors")
+
+
 class DryUnpickler(pickle.Unpickler):
     """Runs a pickle with inert stand-ins, and notes the names."""
 
-    def __init__(self, stream: IO[bytes], *, own: Callable[[str], bool], **options: Any) -> None:
+    def __init__(
+        self, stream: IO[bytes], *, own: Callable[[str], bool], inner: Mapping[Name, Inner] = NONE, **options: Any
+    ) -> None:
         super().__init__(stream, **options)
         self._own = own
+        self._inner = inner
         self.names: dict[tuple[str, str], _InertClass] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Note a name, and give what stands for it."""
+        if "cloudpickle" in module and not self._own(module):
+            why = "it holds code of its own or modules, which cannot be judged"
+            raise UnsafeContentError(f"loading it would call {module}.{name} ({why})")
+        if today(module, name) in self._inner:
+            return Judged(self._inner[today(module, name)][0])
         found = self._note(module, name)
         return self._getattr if today(module, name) == ("builtins", "getattr") else found
 
@@ -137,8 +169,12 @@ def names_in(
     return list(unpickler.names), value
 
 
-def dry_run(stream: IO[bytes], own: Callable[[str], bool], options: Mapping[str, Any]) -> tuple[DryUnpickler, object]:
+def dry_run(
+    stream: IO[bytes], own: Callable[[str], bool], options: Mapping[str, Any], inner: Mapping[Name, Inner] = NONE
+) -> tuple[DryUnpickler, object]:
     """Follow one pickle; return who followed it, with the names, and the pickle's value if that is a plain one.
+
+    `inner` are functions that load bytes within the pickle: those bytes are judged by what is given for them.
 
     Raises:
         UnsafeContentError: it cannot be followed to its end.
@@ -147,7 +183,7 @@ def dry_run(stream: IO[bytes], own: Callable[[str], bool], options: Mapping[str,
 
     if copyreg._inverted_registry:  # type: ignore[attr-defined]  # codes that stand for names: nobody uses them
         raise UnsafeContentError("this process has registered pickle extension codes, which hide names")
-    unpickler = DryUnpickler(stream, own=own, **options)
+    unpickler = DryUnpickler(stream, own=own, inner=inner, **options)
     try:
         value = unpickler.load()
     except UnsafeContentError:
@@ -163,4 +199,4 @@ def _worst(names: Iterable[tuple[str, str]], own: Callable[[str], bool]) -> str 
     return next((f"{m}.{n}" for m, n in names if judge(m, n, own=own) is Verdict.DANGEROUS), None)
 
 
-__all__ = ["DryUnpickler", "dry_run", "is_plain_attribute", "names_in"]
+__all__ = ["NONE", "DryUnpickler", "Inner", "Judged", "Name", "dry_run", "is_plain_attribute", "names_in"]

@@ -17,10 +17,16 @@ from cas.errors import ContentError, NotFoundError
 ACCEPTED = (
     "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin or .ckpt file of torch,"
     " .safetensors (also in parts, with an index), a torch distributed checkpoint (.metadata), saved_model.pb"
-    " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files)"
+    " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files), .pkl or .pickle (a plain pickle)"
 )
 _STATE_DICTS = ("state_dict.pth", "determined/state_dict.pth", "pedl/state_dict.pth", "checkpoint.pt")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+_PICKLE_SUFFIXES = (".pkl", ".pickle", ".cloudpickle")
+# What trainers pickle beside the weights; none of it is a model.
+_STATES_BESIDE = re.compile(
+    r"trial_state|random_states|rng_state|optimizer|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
+)
+_MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -37,6 +43,7 @@ class Kind(StrEnum):
     TORCH_MODULE = "a pickled torch module"
     TORCH_TRIAL = "a state dict and the trial class that builds its model"
     TORCH_FILE = "a file of torch without code"
+    PICKLE = "a plain pickle"
     TORCH_PARTS = "a state dict of torch in several files"
     SAFETENSORS = "weights in safetensors"
     DISTRIBUTED = "a torch distributed checkpoint"
@@ -105,7 +112,7 @@ class _Finder:
         """The rules, in the order in which they are tried."""
         yield from (self.torch_module, self.torch_state_dict, self.keras_trial, self.keras_callback, self.saved_model)
         yield from (self.safetensors, self.torch_parts, self.distributed, self.torch_file, self.keras_file)
-        yield from (self.tensorflow_weights, self.lone_file)
+        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file)
 
     def _layout(self, kind: Kind, file: Path) -> Layout:
         layout = Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
@@ -189,6 +196,17 @@ class _Finder:
         starts = [path.with_suffix("") for path in found if any(self._folder.glob(f"{glob.escape(path.stem)}.data-*"))]
         return self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
 
+    def plain_pickle(self) -> Layout | None:
+        """What `pickle.dump` or `cloudpickle.dump` wrote: by its suffix, or where that is torch's, by how it begins."""
+        files = [path for path in self._folder.iterdir() if path.is_file() and not _STATES_BESIDE.match(path.name)]
+        found = [
+            path
+            for path in files
+            if path.suffix in _PICKLE_SUFFIXES or (path.suffix in _TORCH_SUFFIXES and is_plain_pickle(path))
+        ]
+        named = [path for path in found if path.stem == "model"]
+        return self._one(Kind.PICKLE, named or found, "plain pickles")
+
     def lone_file(self) -> Layout | None:
         """The one file there is, whatever it is called."""
         found = [path for path in self._folder.iterdir() if path.name not in ("metadata.json", "code")]
@@ -196,6 +214,8 @@ class _Finder:
             return None
         if _is_torch(found[0]):
             return self._layout(Kind.TORCH_FILE, found[0])
+        if is_plain_pickle(found[0]):
+            return self._layout(Kind.PICKLE, found[0])
         return self._layout(Kind.KERAS_FILE, found[0]) if _start(found[0])[:8] == _HDF5 else None
 
     def _one(
@@ -255,9 +275,16 @@ def companions(path: Path) -> list[Path] | None:
 def _is_torch(path: Path) -> bool:
     """Whether a file begins as torch.save writes: a zip archive, or (before 1.6) the pickle of a known number."""
     start = _start(path)
-    return start.startswith(b"PK\x03\x04") or (
-        start[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in start
-    )
+    return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and _MAGIC in start)
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles of protocol 2 and later do, and not as torch.save writes.
+
+    Older protocols begin with anything.
+    """
+    start = _start(path)
+    return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and _MAGIC not in start
 
 
 def _start(path: Path) -> bytes:

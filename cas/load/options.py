@@ -19,6 +19,7 @@ _TAKEN: Mapping[Kind, frozenset[str]] = {
     Kind.TORCH_MODULE: _TORCH | _STATE | {"torch_load_kwargs"},
     Kind.TORCH_TRIAL: _TORCH | _STATE | _TRIAL | {"torch_load_kwargs"},
     Kind.TORCH_FILE: _TORCH | _STATE | _TRIAL | {"torch_load_kwargs"},
+    Kind.PICKLE: frozenset({"map_location", "weights_only", "encoding", "errors", "fix_imports"}) | _STATE,
     Kind.TORCH_PARTS: _TORCH | _STATE | {"torch_load_kwargs"},
     Kind.SAFETENSORS: frozenset({"map_location", "weights_only", "mmap"}) | _STATE,
     Kind.DISTRIBUTED: frozenset({"map_location", "weights_only"}) | _STATE,

@@ -22,14 +22,14 @@ import builtins
 import io
 import logging
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import UnsafeContentError
-from cas.load.allowlist import Verdict, judge, makes_again, may_take_attribute
-from cas.load.dry_run import dry_run, is_plain_attribute
+from cas.load.allowlist import Verdict, judge, makes_again, may_take_attribute, today
+from cas.load.dry_run import Inner, Judged, Name, dry_run, is_plain_attribute
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
@@ -42,11 +42,13 @@ log = logging.getLogger("cas.load")
 class Policy:
     """What the pickles of one checkpoint may name.
 
-    `sources` are the modules of its `code/`; `vouched` says whether they, and installed packages, may run.
+    `sources` are the modules of its `code/`; `vouched` says whether they, and installed packages, may run. `inner` are
+    functions that load bytes within a pickle, each with what judges those bytes and what loads them in its place.
     """
 
     sources: Sources | None = None
     vouched: bool = True
+    inner: Mapping[Name, Inner] = field(default_factory=dict, repr=False, compare=False)
     _stored: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def check_pickle(self, subject: str, stream: IO[bytes], **options: Any) -> object:
@@ -56,7 +58,7 @@ class Policy:
             UnsafeContentError: it would call something that it must not; says what.
         """
         start = stream.tell()
-        unpickler, value = dry_run(stream, self.owns, options)
+        unpickler, value = dry_run(stream, self.owns, options, self.inner)
         end = stream.tell()
         stream.seek(start)
         self.check(subject, unpickler.names, stream.read(end - start))
@@ -110,11 +112,11 @@ class Policy:
     def unpickler(self, subject: str, *, guarded: bool = True) -> ModuleType:
         """Return a module like `pickle` for `torch.load`: finds the checkpoint's modules, and judges every name."""
         policy = self if guarded else None
-        sources = self.sources
+        sources, inner = self.sources, self.inner
 
         class Unpickler(_GuardedUnpickler):
             def __init__(self, stream: IO[bytes], **options: Any) -> None:
-                super().__init__(stream, policy=policy, sources=sources, subject=subject, **options)
+                super().__init__(stream, policy=policy, sources=sources, inner=inner, subject=subject, **options)
 
         def load(stream: IO[bytes], **options: Any) -> Any:
             return Unpickler(stream, **options).load()
@@ -161,11 +163,19 @@ class _GuardedUnpickler(pickle.Unpickler):
     """Finds names in the checkpoint's own modules first, and judges what they are."""
 
     def __init__(
-        self, stream: IO[bytes], *, policy: Policy | None, sources: Sources | None, subject: str, **options: Any
+        self,
+        stream: IO[bytes],
+        *,
+        policy: Policy | None,
+        sources: Sources | None,
+        inner: Mapping[Name, Inner],
+        subject: str,
+        **options: Any,
     ) -> None:
         super().__init__(stream, **options)
         self._policy = policy
         self._sources = sources
+        self._inner = inner
         self._subject = subject
 
     def persistent_load(self, pid: Any) -> Any:
@@ -182,6 +192,8 @@ class _GuardedUnpickler(pickle.Unpickler):
         return given(pid)
 
     def find_class(self, module: str, name: str) -> Any:
+        if today(module, name) in self._inner:
+            return Judged(self._inner[today(module, name)][1])
         if self._policy is not None:
             self._policy._require(self._subject, module, name)
         value = self._find(module, name)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from cas.errors import ContentError, NotFoundError, UsageError
 from cas.load.filling import fill
-from cas.load.layouts import Kind, Layout
+from cas.load.layouts import Kind, Layout, is_plain_pickle
 from cas.load.mending import mend
 from cas.load.options import Options
+from cas.load.pickles import read_pickle
 from cas.load.tensors import MODEL_KEYS, read_distributed, read_safetensors
 from cas.load.torch_files import Reading, read_file, read_parts, require_torch
 from cas.load.trials import build_trial, torch_context
@@ -37,7 +39,8 @@ def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: boo
         UsageError: the arguments contradict what it is.
         CasError: torch is not installed.
     """
-    require_torch()
+    if layout.kind is not Kind.PICKLE or options.model is not None:  # which can hold anything
+        require_torch()
     if layout.kind is Kind.TORCH_TRIAL or options.trial_class is not None:
         return _load_trial(layout, reading, options, whole=whole)
     if whole:
@@ -51,7 +54,8 @@ def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: boo
 
 
 def _is_module(value: object) -> bool:
-    return isinstance(value, require_torch().nn.Module)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _read(layout: Layout, reading: Reading, options: Options) -> Any:
@@ -65,6 +69,8 @@ def _read(layout: Layout, reading: Reading, options: Options) -> Any:
 
 
 def _read_state(layout: Layout, reading: Reading, options: Options) -> Any:
+    if layout.kind is Kind.PICKLE or is_plain_pickle(layout.file):
+        return read_pickle(layout.file, reading)
     # Of a mapped file, only what is used is ever read: the optimizer's state stays on the disk.
     return read_file(layout.file, reading, mapped=options.only is not None or reading.mapped)
 
@@ -92,7 +98,10 @@ def _weights(layout: Layout, reading: Reading, options: Options, found: Any) -> 
         rest = ", ".join(sorted(str(key) for key in found.keys() - {"state_dict"}))
         log.warning("%s: of what Lightning saved, this returns the state dict; also in the file: %s", name, rest)
         return states[0]
-    kind = f"a {type(found).__name__}" if not isinstance(found, Mapping) else f"a dict of {len(found)}"
+    if not isinstance(found, Mapping):
+        log.warning("%s holds no torch module and no weights by name: this returns the %s", name, type(found).__name__)
+        return found
+    kind = f"a dict of {len(found)}"
     log.warning("%s holds weights and no code to build a model with: this returns what is in it, %s", name, kind)
     return found
 

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +78,7 @@ def read_file(path: Path, reading: Reading, *, mapped: bool | None = None) -> An
     """
     torch = require_torch()
     options = dict(reading.options)
-    if options.get("map_location") is None:
-        options["map_location"] = _place_where_possible(torch)
+    options["map_location"] = place_of(torch, reading)
     is_zip = _is_zip(path)
     if is_zip and _is_torchscript(torch, path):
         return _read_torchscript(torch, path, reading, options)
@@ -94,7 +94,7 @@ def read_file(path: Path, reading: Reading, *, mapped: bool | None = None) -> An
         options["pickle_module"] = _pickle_module(path, reading, options)
     elif options.pop("pickle_module", None) is not None:
         raise UsageError("weights_only=True has its own unpickler: it takes no pickle_module")
-    with _explaining(path, reading):
+    with explaining(path, reading):
         return torch.load(path, **options)
 
 
@@ -120,8 +120,10 @@ def _require_safe_torch(torch: Any, path: Path, permit: Permit) -> None:
         raise permit.refusal(f"{path}: torch {torch.__version__} can be made to run code even by weights (2.6 cannot)")
 
 
-def _place_where_possible(torch: Any) -> Any:
-    """Return a `map_location`: where the tensors were, if this machine has such a device, else the processor."""
+def place_of(torch: Any, reading: Reading) -> Any:
+    """Return a `map_location`: the caller's, else where the tensors were, if this machine has such a device."""
+    if reading.options.get("map_location") is not None:
+        return reading.options["map_location"]
     if not torch.cuda.is_available():
         return "cpu"
 
@@ -134,20 +136,40 @@ def _place_where_possible(torch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _explaining(path: Path, reading: Reading) -> Iterator[None]:
-    """Translate what `torch.load` raises."""
+def explaining(path: Path, reading: Reading) -> Iterator[None]:
+    """Translate what unpickling raises; what the checkpoint's own code raises is left as it is."""
     try:
         yield
     except pickle.UnpicklingError as error:
         raise _explain_unpickling(path, reading, error) from error
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "torch":
+            require_torch()
         raise NotFoundError(
             f"{path}: needs the module {error.name}, which is neither in the checkpoint's code/ nor installed"
         ) from error
-    except (EOFError, RuntimeError) as error:
-        if isinstance(error, EOFError) or "PytorchStreamReader" in str(error) or "corrupt" in str(error):
-            raise ContentError(f"{path}: not a whole file of torch: {first_line(error)}") from error
+    except EOFError as error:
+        raise ContentError(f"{path}: not whole: {first_line(error)}") from error
+    except (CasError, OSError):
         raise
+    except Exception as error:  # calls of harmless names with senseless arguments can raise nearly anything
+        if _is_of_code(error, reading.sources):
+            raise
+        place = reading.options.get("map_location")
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error) and place is not None:
+            raise UsageError(f"{path}: cannot be loaded to map_location={place!r:.40}: {first_line(error)}") from error
+        raise ContentError(f"{path}: what it holds cannot be made: {_named(error)}") from error
+
+
+def _is_of_code(error: BaseException, sources: Sources | None) -> bool:
+    """Whether code of the checkpoint raised it, or called what did."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return sources is not None and any(sources.is_code_of(frame) for frame in frames)
+
+
+def _named(error: BaseException) -> str:
+    """Return an error's message with its type, without which `'a'` of a KeyError says little."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _explain_unpickling(path: Path, reading: Reading, error: Exception) -> CasError:
@@ -157,7 +179,7 @@ def _explain_unpickling(path: Path, reading: Reading, error: Exception) -> CasEr
         return UnsafeContentError(
             f"{path}: holds more than weights, and weights_only was asked for: {_weights_reason(error)}"
         )
-    return ContentError(f"{path}: not a file that torch.load reads: {first_line(error)}")
+    return ContentError(f"{path}: not a pickle that can be read to its end: {first_line(error)}")
 
 
 def _weights_reason(error: BaseException) -> str:
@@ -252,15 +274,18 @@ def read_stream(stream: IO[bytes], subject: str, reading: Reading) -> Any:
     """Call `torch.load` on a file inside of another, judged like a file of its own."""
     torch = require_torch()
     if reading.permit.safe_only:
-        with _explaining(Path(subject), reading):
+        with explaining(Path(subject), reading):
             return torch.load(stream, map_location="cpu", weights_only=True)
     policy = Policy(reading.sources)
     if reading.permit.scans:
         check_torch_file(stream, policy, subject=subject, encoding="utf-8")
     stream.seek(0)
     module = policy.unpickler(subject, guarded=reading.permit.scans)
-    with _explaining(Path(subject), reading):
+    with explaining(Path(subject), reading):
         return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=module)
 
 
-__all__ = ["Reading", "first_line", "read_file", "read_index", "read_parts", "read_stream", "require_all"]
+__all__ = [
+    "Reading", "explaining", "first_line", "place_of", "read_file", "read_index", "read_parts", "read_stream",
+    "require_all", "require_torch",
+]  # fmt: skip

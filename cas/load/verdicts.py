@@ -17,7 +17,13 @@ from cas.load.policy import Policy
 
 log = logging.getLogger("cas.load")
 
-_RULES = ("allowlist.py", "dry_run.py", "policy.py", "scanning.py")  # another version of these judges anew
+_RULES = (
+    "allowlist.py",
+    "dry_run.py",
+    "pickles.py",
+    "policy.py",
+    "scanning.py",
+)  # another version of these judges anew
 
 
 @dataclass(frozen=True, slots=True)
