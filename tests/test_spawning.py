@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,49 @@ def test_pool_of_spawned_workers_takes_values_of_several_checkpoints(tmp_path: P
             number, thing = pool.submit(module.double, module.Thing()).result(timeout=100)
             assert number == 2 * module.late.number
             assert type(thing) is module.Thing
+
+
+def run_there(function: Any, *arguments: Any) -> Any:
+    """Send a call through cloudpickle to a new process, as joblib, Ray and Dask do, and take its answer."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    script = (
+        "import sys, cloudpickle\n"
+        "function, arguments = cloudpickle.loads(sys.stdin.buffer.read())\n"
+        "sys.stdout.buffer.write(cloudpickle.dumps(function(*arguments)))\n"
+    )
+    sent = cloudpickle.dumps((function, arguments))
+    done = subprocess.run([sys.executable, "-c", script], input=sent, stdout=subprocess.PIPE, check=True)
+    return cloudpickle.loads(done.stdout)
+
+
+def test_cloudpickle_takes_values_functions_and_modules_to_a_process_without_the_folder(tmp_path: Path) -> None:
+    large = "\n".join(f"# {index} {hash(str(index))}" for index in range(60_000))
+    for number, padding in ((1, ""), (2, large)):
+        module = scope(tmp_path / str(number), number, padding=padding).load("model_def")
+        (tmp_path / str(number)).rename(tmp_path / "gone")  # as on another host
+        found, thing = run_there(module.double, module.Thing())
+        assert found == 2 * number and type(thing) is module.Thing and thing.color is module.Color.RED
+        # What the caller defines himself goes by value, and refers to the checkpoint's module.
+        assert run_there(lambda: (module.late.number, module.Thing().number())) == (number, number)  # noqa: B023
+        shutil.rmtree(tmp_path / "gone")
+
+
+def test_workers_of_joblib_take_what_was_loaded(tmp_path: Path) -> None:
+    joblib = pytest.importorskip("joblib")
+    modules = [scope(tmp_path / "a", 1).load("model_def"), scope(tmp_path / "b", 2).load("model_def")]
+    with joblib.Parallel(n_jobs=2, backend="loky") as parallel:
+        assert os.getpid() not in parallel([joblib.delayed(os.getpid)()] * 2)
+        found = parallel(joblib.delayed(module.double)(module.Thing()) for module in modules)
+    assert [number for number, _ in found] == [2, 4]
+    assert all(type(thing) is module.Thing for module, (_, thing) in zip(modules, found, strict=True))
+
+
+def test_files_of_a_worker_pickler_hold_the_sources_and_other_files_plain_names(tmp_path: Path) -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    thing = scope(tmp_path, 1).load("model_def").Thing()
+    assert b"open_parcel" in cloudpickle.dumps(thing)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert b"open_parcel" not in pickle.dumps(thing, protocol)
 
 
 def test_one_message_holds_the_sources_once_and_files_hold_plain_names(tmp_path: Path) -> None:

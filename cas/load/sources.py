@@ -62,7 +62,12 @@ class ScopedName(str):
     def __eq__(self, other: object) -> bool:
         return str.__eq__(self, other) if isinstance(other, str) else NotImplemented
 
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        from cas.load import spawning
+
+        # Whoever sends to workers with a pickler of his own says so by the module that pickles.
+        if spawning.sends_to_workers(sys._getframe(1)):
+            return spawning.reduce_name(self)
         return str, (str(self),)
 
 

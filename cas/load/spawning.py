@@ -1,6 +1,8 @@
 """Modules of `code/` in other processes of a job: spawned workers, pools, what goes through their queues.
 
-`multiprocessing` pickles with a pickler of its own, which takes reducers. So what a file says by a plain name
+`multiprocessing` pickles with a pickler of its own, which takes reducers. Others (joblib, Ray, Dask, Spark) send with
+`cloudpickle`, each with its own copy of it, some of which come and go after us; those are known by the module whose
+function is pickling when the name is asked how it goes. So what a file says by a plain name
 (`model_def`) goes to another process as that name and a *parcel*: the scope's key, where its folder is, and its
 sources. The other process opens the parcel, and finds the module under a name that no other scope has.
 """
@@ -13,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from cas.load import sources
@@ -33,7 +36,12 @@ class Parcel:
 
         if self._packed is None:
             self._packed = zlib.compress(pickle.dumps(dict(self._scope.files)), 1)
-        needed = len(self._packed) <= _INLINE or get_spawning_popen() is not None or not self._scope.code.is_dir()
+        needed = (
+            len(self._packed) <= _INLINE
+            or get_spawning_popen() is not None
+            or not self._scope.code.is_dir()
+            or sends_to_workers(sys._getframe(1))  # which may be on other hosts
+        )
         return open_parcel, (self._scope.key, os.fspath(self._scope.code), self._packed if needed else None)
 
 
@@ -61,7 +69,14 @@ def name_in_process(text: str, scope: Sources) -> str:
     return alias
 
 
-def _reduce(name: ScopedName) -> tuple[Any, tuple[Any, ...]]:
+def sends_to_workers(pickling: FrameType) -> bool:
+    """Whether the function that is pickling is one of those that send to workers."""
+    module = str(pickling.f_globals.get("__name__", ""))
+    return "cloudpickle" in module.split(".") or module == "distributed.protocol.pickle"
+
+
+def reduce_name(name: ScopedName) -> tuple[Any, tuple[Any, ...]]:
+    """Return how a name goes to another process: with the sources of its scope."""
     scope = sources.scope_of(name.scope)
     if scope is None:
         return str, (str(name),)
@@ -74,7 +89,7 @@ def register() -> None:
     """Teach multiprocessing's pickler the names of scopes."""
     from multiprocessing.reduction import ForkingPickler
 
-    ForkingPickler.register(ScopedName, _reduce)
+    ForkingPickler.register(ScopedName, reduce_name)
 
 
-__all__ = ["Parcel", "name_in_process", "open_parcel", "register"]
+__all__ = ["Parcel", "name_in_process", "open_parcel", "reduce_name", "register", "sends_to_workers"]
