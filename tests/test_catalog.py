@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -279,6 +280,42 @@ def test_metrics_that_are_many_are_no_hindrance(store: Store) -> None:
     remember(store, MASTER, [seen(1), seen(2, validation_metrics={"loss": 0, **many}), seen(3)], complete="trial/2")
     (found,) = Catalog(store, MASTER).choose("trial/2", lambda some: [select.best(some)])
     assert found.uuid == uuid(2)
+
+
+@pytest.mark.parametrize("odd", [1 << 70, 10**400, -(1 << 64), 1.7976931348623157e308, 5e-324, "half \ud800", None])
+def test_values_that_fast_readers_spoil_are_chosen_by_as_they_are(store: Store, odd: Any) -> None:
+    records = [
+        seen(1, validation_metrics={"loss": 1 << 64, "odd": odd}),
+        seen(2, validation_metrics={"loss": (1 << 64) - 1, "odd": odd}),
+        seen(3, validation_metrics={"loss": (1 << 64) + 1, "odd": odd, "half \ud800": 1}),
+    ]
+    remember(store, MASTER, records, complete="trial/2")
+    for metric, smaller in (("loss", True), ("loss", False), ("odd", True)):
+        expected = plain_choice.best_first(records, metric, smaller)
+
+        def choice(some: Sequence[Any], metric: str = metric, smaller: bool = smaller) -> Sequence[Any]:
+            return select.top_n(some, 3, sort_by=metric, smaller_is_better=smaller)
+
+        if expected:
+            found = Catalog(store, MASTER).choose("trial/2", choice)
+            assert [one.uuid for one in found] == expected
+        else:
+            with pytest.raises(NotFoundError, match="no finite number"):
+                Catalog(store, MASTER).choose("trial/2", choice)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_choice_leaves_the_collection_of_garbage_as_it_was(store: Store, collects: bool) -> None:
+    remember(store, MASTER, [seen(1)], complete="trial/2")
+    was_on = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        Catalog(store, MASTER).choose("trial/2", lambda some: [select.best(some)])
+        with pytest.raises(UsageError):
+            Catalog(store, MASTER).choose("trial/2", lambda some: [select.best(some, sort_by="other")])
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if was_on else gc.disable)()
 
 
 def test_a_damaged_record_is_never_chosen(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -131,6 +131,8 @@ class Records:
     def briefs(self, kind: str, *, registry: str, parent: str) -> list[list[Any]]:
         """Return of everything of a kind below a parent what choices are made by: `[id, …]`, then `BRIEF`'s members."""
         found = self._index.briefs(kind, registry=registry, parent=parent)
+        if not self.layers:
+            return found
         known = {row[0] for row in found}
         for layer in self.layers:
             more = [row for row in layer.briefs(kind, registry=registry, parent=parent) if row[0] not in known]

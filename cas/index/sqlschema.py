@@ -1,11 +1,11 @@
 """The SQLite index's schema. It holds nothing that the plain files do not: it can be deleted at any time."""
 
-VERSION = 2
+VERSION = 3
 
 # The members of a record's data that choices are made by. They are kept apart, so that the best of 10,000 is found
 # without reading 10,000 whole records; what they mean is the registry room's business.
 BRIEF = ("state", "trial", "steps", "report_time", "validation")
-MAX_BRIEF = 4096  # bytes of JSON; a record with more is read whole
+MAX_BRIEF = 4096  # bytes of JSON; a record with more, or with what orjson cannot write, is read whole
 
 # Statements are parted by empty lines.
 SCHEMA = """\

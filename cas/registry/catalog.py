@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,10 +189,10 @@ class Catalog:
         seen = self._one(kind, int(id))
         experiment = seen.data.get("experiment") if kind == "trial" else int(id)
         config = self._config(seen.registry, experiment) if isinstance(experiment, int) else {}
-        rows = self._store.records.briefs("checkpoint", registry=seen.registry, parent=thing)
-        left = list(briefs.read(rows, registry=seen.registry, config=config))
         try:
-            picked = choice(left)
+            with _uncollected():
+                rows = self._store.records.briefs("checkpoint", registry=seen.registry, parent=thing)
+                picked = choice(list(briefs.read(rows, registry=seen.registry, config=config)))
         except (NotFoundError, UsageError):  # the message says how many there are of which kind
             return _chosen(self._below(seen.registry, thing), choice)
         found = {record.uuid: record for record in self._read(self._each(seen.registry, picked))}
@@ -300,6 +302,18 @@ def choose(registry: Registry, thing: str, choice: Choice) -> list[CheckpointRec
 def _chosen(records: list[CheckpointRecord], choice: Choice) -> list[CheckpointRecord]:
     found = {record.uuid: record for record in records}
     return [found[one.uuid] for one in choice(records)]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Make many small objects without looking for cycles among them: there are none, and it takes a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _precedence(record: CheckpointRecord) -> tuple[bool, int, str]:
