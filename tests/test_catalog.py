@@ -282,7 +282,7 @@ def test_metrics_that_are_many_are_no_hindrance(store: Store) -> None:
     assert found.uuid == uuid(2)
 
 
-@pytest.mark.parametrize("odd", [1 << 70, 10**400, -(1 << 64), 1.7976931348623157e308, 5e-324, "half \ud800", None])
+@pytest.mark.parametrize("odd", [1 << 70, 1 << 1000, -(1 << 64), 1.7976931348623157e308, 5e-324, "half \ud800", None])
 def test_values_that_fast_readers_spoil_are_chosen_by_as_they_are(store: Store, odd: Any) -> None:
     records = [
         seen(1, validation_metrics={"loss": 1 << 64, "odd": odd}),

@@ -306,7 +306,7 @@ def _chosen(records: list[CheckpointRecord], choice: Choice) -> list[CheckpointR
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Make many small objects without looking for cycles among them: there are none, and it takes a fifth of the time."""
+    """Make many small objects without looking for cycles among them: there are none, and the search takes long."""
     was_on = gc.isenabled()
     gc.disable()
     try:
