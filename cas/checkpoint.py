@@ -201,11 +201,11 @@ class Checkpoint(Described):
             return str(target)
         only = self.is_only_copy
         sharing, copying = chosen.link is Link.AUTO, chosen.link in (Link.AUTO, Link.COPY)
-        there = Destination(target.absolute(), may_share=sharing) if copying else None
         with (
             self.store.leases.claim(self.uuid),
             Materializer(self.store, target, link=chosen.link, is_only_copy=lambda _: only) as materializer,
         ):
+            there = Destination(target.absolute(), sharing, materializer.begin) if copying else None
             manifest = self._bring(materializer.add, there, chosen.mode)
             self.link_report = materializer.finish(manifest, extra=self._metadata_file(manifest))
             self.store.uses.note(self.uuid)

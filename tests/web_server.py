@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +35,7 @@ class Site:
     digest: bool = False
     password: str | None = None
     moved: str | None = None  # where every file is redirected to
+    hold: Callable[[int], object] | None = None  # called with the place of each piece of a file before it is sent
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     @property
@@ -144,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             with contextlib.suppress(OSError):
                 for at in range(start, end, PIECE):
+                    if site.hold is not None:
+                        site.hold(at)
                     self.wfile.write(data[at : min(at + PIECE, end)])
 
 

@@ -19,8 +19,7 @@ from cas.index.layout import Layout
 from cas.index.prune import Rules, plan_prune
 from cas.index.stock import take_stock
 from cas.index.store import Store
-
-_SAMPLE = 1 << 16  # bytes that are shared to find out whether two folders can share bytes: a block of any file system
+from cas.index.twin import BeginTwin
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +118,15 @@ def shortages(needs: Iterable[Need], look: Callable[[Path], Room] = room) -> lis
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A folder of the user's that files are placed in besides; `may_share`: as reflinks, where the disk can."""
+    """A folder of the user's that files are placed in besides.
+
+    `may_share`: as reflinks, where the disk can. `begin`: makes the user's copy of a large file while it is fetched; it
+    becomes the file itself, so both take the room of one.
+    """
 
     folder: Path
     may_share: bool
+    begin: BeginTwin | None = None
 
     def need(self, files: Iterable[tuple[str, int]]) -> Need:
         """Return what placing files (relative path, bytes) will write; what seems to be there does not count."""
@@ -195,18 +199,11 @@ def left_over(layout: Layout, key: str) -> int:
 
 def can_share(home: Path, folder: Path) -> bool:
     """Whether files of the store can share bytes with files in another folder: found out by trying."""
-    name = f".cas-probe-{secrets.token_hex(8)}"
-    source, target = home / "ingest" / name, existing(folder) / name
+    target = existing(folder) / f".cas-probe-{secrets.token_hex(8)}"
     try:
-        fd = disk.create(source)
-        try:
-            disk.write(fd, b"x" * _SAMPLE)
-        finally:
-            os.close(fd)
-        return disk.reflink(source, target)
-    except (OSError, CasError):  # no room even for that, or not ours to write
+        return disk.reflink(home / "format.json", target)
+    except (OSError, CasError):  # not ours to write
         return False
     finally:
-        for path in (source, target):
-            with contextlib.suppress(OSError):
-                disk.unlink(path)
+        with contextlib.suppress(OSError):
+            disk.unlink(target)

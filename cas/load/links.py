@@ -3,6 +3,7 @@
 ::
 
     with Materializer(store, target, link=Link.AUTO) as materializer:
+        twin = materializer.begin(path, size, …)       # what must be a copy may begin while it is fetched
         materializer.add(entry)                        # as soon as its blob is here; from any thread
         report = materializer.finish(manifest)         # now the target is complete
 
@@ -31,7 +32,9 @@ from cas.errors import CasError, CheckpointNotFoundError, ForeignContentError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
+from cas.index.paths import RelativePath
 from cas.index.store import Store, explained
+from cas.index.twin import Twin
 from cas.load.names import check_names
 from cas.load.placing import LinkReport, Placer, blob_of
 from cas.load.scratch import Scratch, is_part, prefix_of, sweep
@@ -84,6 +87,7 @@ class Materializer:
         self._lock = threading.Lock()
         self._scratch: Scratch | None = None
         self._added: dict[str, tuple[FileEntry, _State]] = {}
+        self._twins: dict[str, Twin] = {}
         self._kept: set[str] = set()
         self._exists = os.path.lexists(self._target)
         if self._exists and not self._target.is_dir():
@@ -91,6 +95,25 @@ class Materializer:
         self._record = TargetRecord.read(store, self._target) if self._exists else TargetRecord("", {})
         for folder in (self._target.parent, self._target) if self._exists else (self._target.parent,):
             sweep(folder, prefix_of(self._target.name))
+
+    def begin(self, path: RelativePath, size: int, *, executable: bool) -> Twin | None:
+        """Begin one file while its bytes are fetched, if it must be a copy, and nothing is there.
+
+        It takes its place when a file with the same digest is added. Where it cannot be made, none is: what hinders it
+        is said when that file is made of its blob.
+        """
+        if self._exists and os.path.lexists(self._target / path):
+            return None
+        try:
+            with self._lock:
+                scratch = self._open_scratch()
+                if not self._placer.copies(scratch.folder):
+                    return None
+                twin = self._twins[path] = Twin(scratch.path_aside(), size, executable=executable)
+                return twin
+        except OSError as error:
+            log.info("%s is copied when it is here: %s", path, error)
+            return None
 
     def add(self, entry: FileEntry) -> None:
         """Take one file whose blob is in the store. Where the target exists, it is only compared now.
@@ -118,11 +141,10 @@ class Materializer:
                 known = self._added.get(entry.path)
                 self._added[entry.path] = (entry, _State.MISSING)
                 scratch = self._open_scratch()
-            if known is None:
-                self._placer.place(entry, scratch.path_for(entry.path))
-            elif known[0].digest != entry.digest:  # the origin changed while it was read
+            if known is not None and known[0].digest != entry.digest:  # the origin changed while it was read
                 disk.unlink(scratch.path_for(entry.path))
-                self._placer.place(entry, scratch.path_for(entry.path))
+            if known is None or known[0].digest != entry.digest:
+                self._placer.place(entry, scratch.path_for(entry.path), self._twins.get(entry.path))
 
     def finish(self, manifest: Manifest, *, extra: bytes | None = None) -> LinkReport:
         """Complete the target and record it.
@@ -269,7 +291,7 @@ class Materializer:
     def _put(self, entry: FileEntry, state: _State) -> None:
         path = self._target / entry.path
         built = self._open_scratch().new_path()
-        self._placer.place(entry, built)
+        self._placer.place(entry, built, self._twins.get(entry.path))
         for parent in entry.path.parents:
             self._folder_state(parent)
         with self._opened(entry.path.parents) as folder:

@@ -17,7 +17,9 @@ from cas.errors import CasError, CheckpointNotFoundError, ContentError
 from cas.index import disk
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
+from cas.index.space import can_share
 from cas.index.store import Store
+from cas.index.twin import Twin
 
 OWN = (Link.COPY, Link.REFLINK)
 
@@ -97,15 +99,25 @@ class Placer:
         self.report = LinkReport()
         self._given.clear()
 
-    def place(self, entry: FileEntry, path: Path) -> None:
-        """Make one file, which must not exist.
+    def copies(self, folder: Path) -> bool:
+        """Whether files in a folder will be copies: that was asked for, or the store cannot share bytes with them."""
+        if self._giving or self._link is not Link.AUTO:
+            return self._link is Link.COPY and not self._giving
+        self._reflinks = self._reflinks and can_share(self._store.home, folder)
+        return not self._reflinks
+
+    def place(self, entry: FileEntry, path: Path, twin: Twin | None = None) -> None:
+        """Make one file, which must not exist; a twin of it takes the place, if there is one.
 
         Raises:
             CheckpointNotFoundError: its blob is not here, or went away in between; no file was made.
         """
         assert entry.digest is not None  # entries are added when their blob is in the store
-        blob = blob_of(self._store, entry.digest, entry.path)
         disk.make_folder(path.parent)
+        if twin is not None and twin.becomes(path, entry):
+            self._count(copied=1, bytes=entry.size)
+            return
+        blob = blob_of(self._store, entry.digest, entry.path)
         try:
             self._place(entry, entry.digest, blob, path)
         except FileNotFoundError as error:

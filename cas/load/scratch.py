@@ -38,6 +38,11 @@ class Scratch:
         """Where a file is built for a target that appears as a whole."""
         return self.tree / path
 
+    def path_aside(self) -> Path:
+        """A name for one file that is not part of what is built, yet."""
+        self._numbers += 1
+        return self.folder / str(self._numbers)
+
     def new_path(self) -> Path:
         """A name for one file that is renamed on its own."""
         self._numbers += 1

@@ -155,6 +155,7 @@ class _Pull:
         self._selection = selection
         self._expected = expected
         self._destination = destination
+        session.begin_twin = destination.begin if destination is not None else None
         self._draw = draw
         self._relisting = threading.Lock()
         self._second_listing: Listing | None = None

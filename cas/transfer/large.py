@@ -99,7 +99,15 @@ class LargeFiles:
         ranged = self._ranged and file.identity.has_validator
         verifiers = tuple(map(Verifier, attempt.checksums))
         source = file.identity.key if ranged else None
-        with staging.ingest(file.size, source=source, followers=verifiers, resume=attempt.resume) as ingest:
+        with (
+            self._session.twin(file) as twin,
+            staging.ingest(
+                file.size,
+                source=source,
+                followers=verifiers if twin is None else (*verifiers, twin),
+                resume=attempt.resume,
+            ) as ingest,
+        ):
             try:
                 self._fill(file, ingest, attempt, ranged=ranged)
                 digest = ingest.digest()
@@ -114,6 +122,8 @@ class LargeFiles:
             if wrong and not attempt.shows_that_no_md5_is(wrong, digest, strict=self._session.strict):
                 return self._again(file, ingest, attempt, wrong[0], digest)
             ingest.commit()
+            if twin is not None:
+                twin.keep(digest)
         self._hints.keep(file, digest, staging.folder)
         proof = next((one.proof for one in verifiers if one not in wrong), LENGTH_ONLY)
         self._session.committed(file, digest, proof, domain=self._hints.domain)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar, cast
 
@@ -15,6 +16,7 @@ from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.store import Store
+from cas.index.twin import BeginTwin, Twin
 from cas.transfer import checksums
 from cas.transfer.limits import LimitedRemote, Rate
 from cas.transfer.progress import Advance
@@ -48,6 +50,7 @@ class Session:
         self.entries: dict[str, FileEntry] = {}
         self.proofs: dict[str, str] = {}
         self.files_fetched = self.bytes_fetched = self.bytes_resumed = self.bytes_reused = 0
+        self.begin_twin: BeginTwin | None = None
         self._on_file = on_file
         self._told: set[str] = set()
 
@@ -82,6 +85,15 @@ class Session:
     def wait(self, future: Future[T]) -> T:
         """Return a result, unless the pull was told to stop."""
         return wait_all([future], self.stop)[0]
+
+    @contextlib.contextmanager
+    def twin(self, file: RemoteFile) -> Iterator[Twin | None]:
+        """Begin the user's copy of a file, if there is to be one; removed at the end unless it was kept."""
+        with contextlib.ExitStack() as stack:
+            twin = None
+            if self.begin_twin is not None:
+                twin = self.begin_twin(file.path, file.size, executable=file.executable)
+            yield stack.enter_context(twin) if twin is not None else None
 
     def take(self, file: RemoteFile, digest: Digest, proof: str) -> None:
         """A file is in the store."""
