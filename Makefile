@@ -8,6 +8,9 @@ TENSORFLOW ?= tensorflow-cpu>=2.15
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest
+# Each worker has whole files, and servers of its own.
+WORKERS ?= $(shell nproc 2>/dev/null | awk '{print $$1 < 4 ? $$1 : 4}' || echo 2)
+SPREAD := -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test check unit torch-tests tensorflow-tests bench clean help
 
@@ -44,7 +47,7 @@ check: .venv/dev
 	$(BIN)/ruff check cas tests bench demo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -q -m "not slow and not torch and not tensorflow and not s3"
+	$(PYTEST) $(SPREAD) -q -m "not slow and not torch and not tensorflow and not s3"
 
 # The vendor's own client, for one comparison: 400 MB, fetched once; with no network its test skips, and says so.
 .venv-vendor/done:
@@ -57,8 +60,8 @@ test: .venv/dev .venv/tensorflow .venv-s3fs/done .venv-azurite/done .venv-vendor
 	$(BIN)/ruff check cas tests bench demo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m "not torch and not tensorflow"
-	$(PYTEST) -m torch
+	$(PYTEST) $(SPREAD) -m "not torch and not tensorflow"
+	$(PYTEST) $(SPREAD) -m torch
 	$(PYTEST) -m tensorflow
 	if [ -d .venv-s3fs/s3fs ]; then PYTHONPATH=.venv-s3fs $(PYTEST) -q tests/test_anyfs.py -k S3fs; fi
 

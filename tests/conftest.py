@@ -10,6 +10,14 @@ import pytest
 from s3_server import S3Server, running
 from users import folder_for_all
 
+# They fork for every step of an operation: first, while the process that forks is small, and because they take longest.
+FORKING = ("test_kills", "test_hints_disk", "test_power_cut", "test_prune_faults", "test_interleave", "test_repair")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that fork most, and take longest, first."""
+    items.sort(key=lambda item: item.path.stem not in FORKING)
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:

@@ -111,13 +111,14 @@ def test_a_claim_protects_while_it_is_open_and_leaves_nothing(store: Store) -> N
     assert list((store.home / "leases").iterdir()) == []
 
 
-def test_a_lease_says_who_it_is_and_no_argument_of_the_command(store: Store) -> None:
+def test_a_lease_says_who_it_is_and_no_argument_of_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/train", "--password=secret"])
     with store.leases.claim(UUID):
         (lease,) = living(store.layout, now(store)).values()
         assert f"process {os.getpid()} on " in lease.who
         said = (store.layout.lease(lease.id) / "beat").read_text()
-        assert '"command": "pytest"' in said
-        assert "test_leases" not in said
+        assert '"command": "train"' in said
+        assert "secret" not in said
 
 
 def test_a_lease_ends_by_the_clock_of_the_disk(store: Store) -> None:
