@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import OTHER_UUID, UUID
 
-from cas.errors import ChangedError, CheckpointNotFoundError
+from cas.actions.places import Place
+from cas.actions.publishing import publish_place
+from cas.config import Progress, Settings
+from cas.errors import CasError, ChangedError, CheckpointNotFoundError
+from cas.index.store import Store
+from cas.transfer.fetch import pull
 from cas.transfer.remote import Remote, RemoteFile
+from cas.transfer.retry import RetryingRemote
+from cas.transfer.sidecars import KeepsSidecars
 
 LARGE = random.Random(1).randbytes((3 << 20) + 17)
 FILES: dict[str, bytes] = {
@@ -27,6 +37,7 @@ FOLDERS = ("code/empty", "nested/deep/empty")
 class RemoteSuite:
     """Tests of one adapter; subclasses give `make`, which may use fixtures through `self.setup`."""
 
+    publishes = False  # sidecars can be written beside it
     is_snapshot = False  # the remote was copied when it was listed: what is replaced later is read as it was
 
     @pytest.fixture
@@ -106,9 +117,44 @@ class RemoteSuite:
         with pytest.raises(CheckpointNotFoundError):
             self.empty(remote).list()
 
+    def test_what_is_published_beside_it_is_read_back_and_no_part_of_it(self, remote):
+        assert isinstance(remote, KeepsSidecars) == self.publishes or isinstance(remote, RetryingRemote)
+        if not self.publishes:
+            return
+        before = remote.list()
+        assert remote.read_sidecar(1000) is None
+        assert remote.write_sidecar(b"first" * 100).endswith(".sidecar")
+        url = remote.write_sidecar(b"second")
+        assert remote.read_sidecar(6) == b"second"
+        assert remote.list() == before
+        assert "/.cas/" in url
+        with pytest.raises(CasError):
+            remote.read_sidecar(5)
+
     def test_declared_checksums_are_right(self, remote):
         from cas.transfer import checksums
 
         for file in remote.list().files:
             for checksum in (*remote.checksums(file), *remote.likely_checksums(file)):
                 assert checksums.matches(checksum, FILES[file.path]), f"{file.path}: {checksum}"
+
+
+def siblings() -> tuple[bytes, bytes]:
+    """Two files of 9 MiB that differ in 300 kB in their middle."""
+    first = random.Random(5).randbytes(9 << 20)
+    return first, first[: 4 << 20] + random.Random(6).randbytes(300_000) + first[(4 << 20) + 300_000 :]
+
+
+def require_cheap_sibling(remote_of: Callable[[str], Remote], folder: Path) -> None:
+    """Publish the second of two siblings that lie at `one` and `two`; who has the first fetches the changed chunks."""
+    settings = Settings(home=folder / "unused", progress=Progress.OFF)
+    publisher, mine = Store(folder / "publisher"), Store(folder / "mine")
+    try:
+        publish_place(publisher, Place("m", OTHER_UUID, remote_of("two")), settings=settings)
+        pull(mine, remote_of("one"), registry="m", uuid=UUID, settings=settings)
+        report = pull(mine, remote_of("two"), registry="m", uuid=OTHER_UUID, settings=settings)
+        assert mine.blobs.read(report.manifest.files[0].digest) == siblings()[1]
+        assert 300_000 <= report.bytes_fetched < 2 << 20
+    finally:
+        publisher.close()
+        mine.close()

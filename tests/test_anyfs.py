@@ -60,6 +60,8 @@ def pull(store, remote, settings):
 
 
 class TestMemory(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, place, settings):
         self.place, self.settings = place, settings
@@ -78,6 +80,8 @@ class TestMemory(RemoteSuite):
 
 
 class TestLocal(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, tmp_path, settings):
         self.place, self.settings = tmp_path / UUID, settings
@@ -102,6 +106,8 @@ class TestLocal(RemoteSuite):
 @pytest.mark.s3
 @pytest.mark.skipif(importlib.util.find_spec("s3fs") is None, reason="no s3fs here: `make test` runs it beside")
 class TestS3fs(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, s3_server, bucket, upload, settings):
         upload({f"p/{UUID}/{name}": data for name, data in FILES.items()})

@@ -8,7 +8,7 @@ import uuid
 import azurite
 import pytest
 from proxy import Fault, answer, relaying
-from remote_suite import FILES, FOLDERS, RemoteSuite
+from remote_suite import FILES, FOLDERS, RemoteSuite, require_cheap_sibling, siblings
 from stores import OTHER_UUID, UUID, lies
 
 from cas.config import Progress, Settings, Verify
@@ -83,6 +83,8 @@ def pull(store, remote, settings):
 @needs_azurite
 @pytest.mark.slow
 class TestAzureRemote(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, blob_server, container, put, storage, settings):
         for name, data in FILES.items():
@@ -252,3 +254,12 @@ def test_a_key_that_is_none_is_said(settings):
     storage = {"type": "azure", "container": "c", "account_url": "https://a.blob.core.windows.net", "credential": "!"}
     with pytest.raises(UsageError, match="no Base64"):
         remote_for_storage(storage, UUID, settings).list()
+
+
+@needs_azurite
+def test_a_published_sibling_costs_its_changed_chunks(blob_server, container, storage, settings, tmp_path):
+    for name, data in zip((UUID, OTHER_UUID), siblings(), strict=True):
+        blob_server.put(container, f"sub/{name}/model.bin", data)
+    require_cheap_sibling(
+        lambda name: remote_for_storage(storage, {"one": UUID, "two": OTHER_UUID}[name], settings), tmp_path
+    )

@@ -15,6 +15,8 @@ from cas.transfer.folder import FolderRemote
 
 
 class TestFolderRemote(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, tmp_path):
         place = tmp_path / "uuid"

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
-from remote_suite import FILES, FOLDERS, RemoteSuite
+from remote_suite import FILES, FOLDERS, RemoteSuite, require_cheap_sibling, siblings
 from stores import OTHER_UUID, UUID, lies
 
 from cas.config import Progress, Settings, Verify
@@ -98,6 +98,8 @@ def upload(emulator, bucket):
 
 
 class TestGcsRemote(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, emulator, bucket, upload, settings, monkeypatch):
         for name, data in FILES.items():
@@ -126,6 +128,13 @@ def test_a_pull_is_checked_by_what_the_listing_declares(emulator, bucket, upload
     assert pull(store, remote, settings).bytes_fetched == 0
 
 
+def test_a_published_sibling_costs_its_changed_chunks(emulator, bucket, upload, settings, tmp_path):
+    for name, data in zip(("one", "two"), siblings(), strict=True):
+        upload(f"p/{name}/model.bin", data)
+    place = f"gs+{emulator}/{bucket}/p"
+    require_cheap_sibling(lambda name: remote_for_url(f"{place}/{name}", settings.but(anonymous=True)), tmp_path)
+
+
 # --- the JSON API, scripted ----------------------------------------------------------------------------------------
 
 
@@ -135,6 +144,7 @@ class Api:
     def __init__(self):
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.token: str | None = None
+        self.readers: list[str] = []  # what they send may not write
         self.page = 1000
         self.answers: list[tuple[int, dict[str, str], bytes]] = []
         self.asked: list[str] = []
@@ -148,8 +158,12 @@ class Api:
         self.asked.append(path + "?" + "&".join(f"{k}={v}" for k, v in sorted(query.items())))
         if self.answers:
             return self.answers.pop(0)
+        if path.startswith("/upload/") and headers.get("Authorization") in self.readers:
+            return 403, {}, b'{"error": {"message": "does not have storage.objects.create"}}'
         if self.token is not None and headers.get("Authorization") != f"Bearer {self.token}":
             return 401, {}, b'{"error": {"message": "Invalid Credentials"}}'
+        if path.startswith("/upload/"):
+            return 200, {}, b"{}"
         name = unquote(path.partition("/o/")[2])
         return self.media(name, query, headers) if name else self.listing(query)
 
@@ -186,6 +200,10 @@ def api():
 
         def log_message(self, format, *args):
             pass
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def do_GET(self):
             parts = urlsplit(self.path)
@@ -318,4 +336,17 @@ def test_a_token_that_a_server_refuses_in_the_middle_is_renewed(api, token_servi
     api.token = "yet another"
     with pytest.raises(NotAllowedError) as caught:  # renewed a moment ago, and refused again
         list(retrying.read(file, 0, 5))
+    assert "secret-token" not in str(caught.value)
+
+
+def test_only_who_publishes_asks_for_a_token_that_writes(api, token_service):
+    api.write("p/model.pth", b"x")
+    remote = remote_of(api, anonymous=False)
+    remote.list()
+    api.readers = [f"Bearer {token}" for token in token_service]
+    remote.write_sidecar(b"chunks")
+    assert len(token_service) == 2
+    api.readers = [f"Bearer {token}" for token in token_service]
+    with pytest.raises(NotAllowedError, match=r"storage\.objects\.create") as caught:
+        remote.write_sidecar(b"chunks")
     assert "secret-token" not in str(caught.value)

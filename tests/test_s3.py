@@ -90,6 +90,8 @@ def pull(store, remote, settings):
 
 
 class TestS3Remote(RemoteSuite):
+    publishes = True
+
     @pytest.fixture
     def remote(self, s3_server, bucket, upload, settings):
         upload({key(name): data for name, data in FILES.items()})

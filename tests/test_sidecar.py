@@ -171,5 +171,6 @@ def test_an_entry_is_of_one_version_only(made):
 def test_a_version_is_an_etag_or_else_what_a_disk_says():
     assert version_of(identity(3, modified=9)) == (("etag", '"1"'),)
     assert version_of(RemoteIdentity("file:///x", 3, version="7", modified=9)) == (("modified", 9), ("version", "7"))
+    assert version_of(RemoteIdentity("gs://b/x", 3, version="7")) == (("version", "7"),)
     assert version_of(identity(3, etag='W/"1"')) == ()
     assert version_of(RemoteIdentity("http://x", 3, modified=9)) == ()

@@ -111,6 +111,16 @@ class TestNoHead(WebSuite):
     options: ClassVar = {"head": False, "digest": True}
 
 
+def test_what_is_published_beside_a_folder_is_found(site):
+    site.write("here/x", b"x")
+    site.write(".cas/here.sidecar", b"chunks")
+    assert remote_of(site).read_sidecar(6) == b"chunks"
+    with pytest.raises(RemoteError, match="more than"):
+        remote_of(site).read_sidecar(5)
+    for other in ("here/x", "here/?key=1", "elsewhere/", ""):
+        assert remote_of(site, other).read_sidecar(6) is None
+
+
 # --- listing -------------------------------------------------------------------------------------------------------
 
 

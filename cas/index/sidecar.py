@@ -116,9 +116,10 @@ def version_of(identity: RemoteIdentity) -> tuple[tuple[str, Any], ...]:
     """Return what tells an object's version from others, whatever URL it has; empty if nothing does."""
     if identity.etag is not None:
         return (("etag", identity.etag),) if identity.has_validator else ()
-    if identity.version is None or identity.modified is None:
+    if identity.version is None:
         return ()
-    return (("modified", identity.modified), ("version", identity.version))
+    modified = () if identity.modified is None else (("modified", identity.modified),)
+    return (*modified, ("version", identity.version))
 
 
 def _to_json(one: Described) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath, check_tree
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
+from cas.transfer.sidecars import sidecar_key
 from cas.transfer.web import public_url
 from cas.transfer.workers import Workers
 
@@ -239,6 +240,36 @@ class FsspecRemote:
             if _is_secret(name) and isinstance(value, str) and len(value) > 3:
                 text = text.replace(value, "…")
         return text[:300]
+
+    # --- what is published beside it -----------------------------------------------------------------------------
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of the place; see `KeepsSidecars`."""
+        system, root = self._open()
+        path = sidecar_key(root)
+
+        def read() -> bytes:
+            size = system.info(path)["size"]
+            if not isinstance(size, int) or size > limit:
+                raise ValueError(f"{path} has {size} bytes, more than {limit}")
+            return bytes(system.cat_file(path))
+
+        try:
+            return bytes(self._call(read, "read what is published of"))
+        except CheckpointNotFoundError:
+            return None
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish the place's sidecar; see `KeepsSidecars`."""
+        system, root = self._open()
+        path = sidecar_key(root)
+
+        def write() -> None:
+            system.makedirs(system._parent(path), exist_ok=True)
+            system.pipe_file(path, data)
+
+        self._call(write, "publish beside")
+        return str(system.unstrip_protocol(path))
 
     # --- the rest ----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from cas.index.identity import RemoteIdentity
 from cas.transfer.http import Answer, Connections, Headers, by_status, exact, range_header
 from cas.transfer.keys import Key, listing_of, prefix_of
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
+from cas.transfer.sidecars import sidecar_key
 from cas.transfer.tokens import Renewed
 
 VERSION = "2021-08-06"  # of the service, that the requests are written for
@@ -255,6 +256,33 @@ class AzureRemote:
             return TransientRemoteError(f"{name}: the token was refused; another is asked for")
         return by_status(name, answer.status, answer.headers, code, allow=_ALLOW)
 
+    # --- what is published beside it -----------------------------------------------------------------------------
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of the place; see `KeepsSidecars`."""
+        key = sidecar_key(self.prefix)
+        url, headers = self._signed("GET", f"{self.container}/{key}", {}, {})
+        answer = self._connections.send("GET", url, headers, limit=limit)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise self._refusal(answer, self._url(key), headers)
+        return answer.body
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish the place's sidecar; see `KeepsSidecars`."""
+        key = sidecar_key(self.prefix)
+        sent = {
+            "x-ms-blob-type": "BlockBlob",
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(data)),
+        }
+        url, headers = self._signed("PUT", f"{self.container}/{key}", {}, sent)
+        answer = self._connections.send("PUT", url, headers, body=data)
+        if answer.status != 201:
+            raise self._refusal(answer, self._url(key), headers)
+        return self._url(key)
+
     # --- checksums and the rest --------------------------------------------------------------------------------
 
     def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
@@ -289,7 +317,7 @@ def _md5(text: str | None) -> Iterator[Checksum]:
 def shared_key(
     method: str, account: str, key: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]
 ) -> str:
-    """Return the Authorization header of a request with no body.
+    """Return the Authorization header of a request.
 
     (https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key)
 

@@ -20,10 +20,12 @@ from cas.index.identity import RemoteIdentity
 from cas.transfer.http import Answer, Connections, Headers, by_status, exact, range_header, retry_after
 from cas.transfer.keys import Key, listing_of, prefix_of
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
+from cas.transfer.sidecars import sidecar_key
 from cas.transfer.tokens import Renewed
 
 ENDPOINT = "https://storage.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
+WRITE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"  # asked for by `publish` alone
 MAX_PAGES = 10_000  # of 1,000 objects each
 _FIELDS = "nextPageToken,items(name,size,generation,md5Hash,crc32c)"
 _ALLOW = "log in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
@@ -50,8 +52,9 @@ class GcsRemote:
             emulator = f"http://{emulator}"
         self._endpoint = (place.endpoint or emulator or ENDPOINT).rstrip("/")
         self._anonymous = place.anonymous or (bool(emulator) and not place.endpoint)
-        self._chain = _Chain()
+        self._chain = _Chain(SCOPE)
         self._tokens = Renewed(self._chain.ask)
+        self._writing = Renewed(_Chain(WRITE_SCOPE).ask)
         self._connections = Connections(name=self.url, timeout=timeout, verify=ca_bundle)
         self._declared: dict[str, tuple[Checksum, ...]] = {}
 
@@ -144,20 +147,23 @@ class GcsRemote:
         signed = self._signed({})
         answer = self._connections.send("GET", self._with_query(path, query), signed)
         if answer.status != 200:
-            raise self._refusal(answer, self.url, signed, of_object=False)
+            raise self._refusal(answer, self.url, signed)
         return answer
 
     def _with_query(self, path: str, query: Mapping[str, str]) -> str:
         payer = {"userProject": self._chain.project()} if self.place.requester_pays else {}
         return f"{self._endpoint}{path}?{urlencode({**query, **payer})}"
 
-    def _signed(self, headers: Headers) -> Headers:
-        return headers if self._anonymous else {**headers, "Authorization": f"Bearer {self._tokens.current()}"}
+    def _signed(self, headers: Headers, *, writing: bool = False) -> Headers:
+        tokens = self._writing if writing else self._tokens
+        return headers if self._anonymous else {**headers, "Authorization": f"Bearer {tokens.current()}"}
 
-    def _refusal(self, answer: Answer, name: str, headers: Headers, *, of_object: bool) -> Exception:
+    def _refusal(
+        self, answer: Answer, name: str, headers: Headers, *, of_object: bool = False, writing: bool = False
+    ) -> Exception:
         sent = headers.get("Authorization", "").removeprefix("Bearer ")
         said = _message(answer.body)
-        if answer.status == 401 and sent and self._tokens.refused(sent):
+        if answer.status == 401 and sent and (self._writing if writing else self._tokens).refused(sent):
             return TransientRemoteError(f"{name}: the token was refused; another is asked for")
         if answer.status in (404, 412) and of_object:
             return ChangedError(f"{name} was replaced or removed since it was listed")
@@ -167,6 +173,30 @@ class GcsRemote:
             after = retry_after(answer.headers.get("retry-after"))
             return TransientRemoteError(f"{name}: {said}", retry_after=after)
         return by_status(name, answer.status, answer.headers, said, allow=_ALLOW)
+
+    # --- what is published beside it -----------------------------------------------------------------------------
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of the place; see `KeepsSidecars`."""
+        key, signed = sidecar_key(self.place.prefix), self._signed({})
+        path = f"/storage/v1/b/{quote(self.place.bucket, safe='')}/o/{quote(key, safe='')}"
+        answer = self._connections.send("GET", self._with_query(path, {"alt": "media"}), signed, limit=limit)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise self._refusal(answer, self._url(key), signed)
+        return answer.body
+
+    def write_sidecar(self, data: bytes) -> str:
+        """Publish the place's sidecar; see `KeepsSidecars`."""
+        key = sidecar_key(self.place.prefix)
+        signed = self._signed({"Content-Type": "application/octet-stream"}, writing=True)
+        path = f"/upload/storage/v1/b/{quote(self.place.bucket, safe='')}/o"
+        url = self._with_query(path, {"uploadType": "media", "name": key})
+        answer = self._connections.send("POST", url, signed, body=data)
+        if answer.status != 200:
+            raise self._refusal(answer, self._url(key), signed, writing=True)
+        return self._url(key)
 
     # --- checksums and the rest --------------------------------------------------------------------------------
 
@@ -216,7 +246,8 @@ def _message(body: bytes) -> str:
 class _Chain:
     """Google's Application Default Credentials."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
         self._found: tuple[Any, str | None] | None = None
 
     def ask(self) -> tuple[str, float | None]:
@@ -260,7 +291,7 @@ class _Chain:
                     "GCS needs google-auth; `pip install 'checkpoint-cas[gcs]'` brings it (or set CAS_ANONYMOUS=1)"
                 ) from error
             try:
-                self._found = google.auth.default(scopes=[SCOPE])
+                self._found = google.auth.default(scopes=[self._scope])
             except GoogleAuthError as error:
                 raise NotAllowedError(f"no GCS credentials: {_line(error)}; {_ALLOW}") from error
         return self._found

@@ -24,7 +24,7 @@ from cas.transfer.donations import Donation
 from cas.transfer.folder import FolderRemote
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.session import Session
-from cas.transfer.sidecars import KeepsSidecars, read_sidecar
+from cas.transfer.sidecars import HasSidecars, read_sidecar
 from cas.transfer.workers import Workers
 from cas.transfer.ziphints import DonorFiles, zip_donations
 
@@ -69,7 +69,7 @@ class Hints:
     def begin(self) -> None:
         """Begin to read the sidecar, while the remote is listed. Of a folder none is read: it declares no checksums."""
         origin = self._session.origin
-        if isinstance(origin, KeepsSidecars) and not isinstance(origin, FolderRemote):
+        if isinstance(origin, HasSidecars) and not isinstance(origin, FolderRemote):
             with Workers(1, self._session.stop, "cas-sidecar") as worker:
                 self._reading = worker.submit(read_sidecar, origin)
 

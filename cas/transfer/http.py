@@ -45,16 +45,16 @@ class Reply:
     origin: str
     raw: Any
 
-    def body(self) -> bytes:
-        """Return all of the body.
+    def body(self, limit: int = MAX_BODY) -> bytes:
+        """Return all of the body, of at most so many bytes.
 
         Raises:
             TransientRemoteError: it broke off.
-            RemoteError: it is larger than any answer of a server that is no file.
+            RemoteError: it is larger; by default, than any answer of a server that is no file.
         """
-        found = b"".join(self.pieces(MAX_BODY + 1))
-        if len(found) > MAX_BODY:
-            raise RemoteError(f"{self.origin}: an answer has more than {MAX_BODY >> 20} MiB")
+        found = b"".join(self.pieces(limit + 1))
+        if len(found) > limit:
+            raise RemoteError(f"{self.origin}: an answer has more than {limit >> 20} MiB")
         return found
 
     def pieces(self, most: int) -> Iterator[bytes]:
@@ -84,20 +84,32 @@ class Connections:
         self._lock = threading.Lock()
         self._pools: dict[tuple[int, str | None], Any] = {}
 
-    def send(self, method: str, url: str, headers: Headers, *, redirects: int = 0) -> Answer:
-        """Send a request with no body and read all of the answer.
+    def send(
+        self, method: str, url: str, headers: Headers, *, redirects: int = 0, limit: int = MAX_BODY, body: bytes = b""
+    ) -> Answer:
+        """Send a request and read all of the answer; one that is what was asked for (200) has at most `limit` bytes.
 
         Raises:
             TransientRemoteError: no answer, or not a whole one.
+            RemoteError: a larger one; or see `open`.
         """
-        with self.open(method, url, headers, redirects=redirects) as reply:
-            return Answer(reply.status, reply.headers, reply.body(), reply.url)
+        with self.open(method, url, headers, redirects=redirects, body=body) as reply:
+            return Answer(
+                reply.status, reply.headers, reply.body(limit if reply.status == 200 else MAX_BODY), reply.url
+            )
 
     @contextlib.contextmanager
     def open(
-        self, method: str, url: str, headers: Headers, *, redirects: int = 0, origin: str | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Headers,
+        *,
+        redirects: int = 0,
+        origin: str | None = None,
+        body: bytes = b"",
     ) -> Iterator[Reply]:
-        """Send a request with no body and yield the answer, its body unread.
+        """Send a request and yield the answer, its body unread.
 
         Raises:
             TransientRemoteError: no answer.
@@ -105,7 +117,7 @@ class Connections:
         """
         name = origin or self._name
         for left in range(redirects, -1, -1):
-            response = self._request(method, url, headers, name)
+            response = self._request(method, url, headers, name, body)
             try:
                 target = response.headers.get("location") if response.status in (301, 302, 303, 307, 308) else None
                 if target is None or not redirects:
@@ -117,7 +129,7 @@ class Connections:
             finally:
                 _finish(response)
 
-    def _request(self, method: str, url: str, headers: Headers, name: str) -> Any:
+    def _request(self, method: str, url: str, headers: Headers, name: str, body: bytes) -> Any:
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError, ProtocolError
 
@@ -127,6 +139,7 @@ class Connections:
                 method,
                 url,
                 headers=dict(headers),
+                body=body or None,
                 redirect=False,
                 retries=False,
                 timeout=timeout,

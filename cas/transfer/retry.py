@@ -107,9 +107,7 @@ class RetryingRemote:
         """
         inner = self._inner
         if not isinstance(inner, KeepsSidecars):
-            raise UsageError(
-                f"nothing can be published beside {self.url}: only buckets of S3 and folders keep sidecars"
-            )
+            raise UsageError(f"nothing can be published beside {self.url}: only buckets, folders and fsspec have room")
         return self._try(lambda: inner.write_sidecar(data))
 
     def local_path(self, file: RemoteFile) -> str | None:

@@ -19,8 +19,8 @@ _NAMES = re.compile(rf"{re.escape(FOLDER)}(/[^/]*{re.escape(SUFFIX)})?")
 
 
 @runtime_checkable
-class KeepsSidecars(Protocol):
-    """A remote that a sidecar can lie beside. What an adapter adds to have them."""
+class HasSidecars(Protocol):
+    """A remote that a sidecar may lie beside: what an adapter adds to make use of it."""
 
     def read_sidecar(self, limit: int) -> bytes | None:
         """Return the sidecar of the place; None if there is none.
@@ -28,6 +28,11 @@ class KeepsSidecars(Protocol):
         Raises:
             RemoteError: it cannot be read, or has more bytes than the limit.
         """
+
+
+@runtime_checkable
+class KeepsSidecars(HasSidecars, Protocol):
+    """A remote that one can be put beside, too."""
 
     def write_sidecar(self, data: bytes) -> str:
         """Put the sidecar of the place there, whole, instead of any other; return its URL.
@@ -45,7 +50,7 @@ def sidecar_key(prefix: str) -> str:
 
 def read_sidecar(remote: object) -> Sidecar | None:
     """Return what was published of a checkpoint; whatever is wrong with it, it is as good as none."""
-    if not isinstance(remote, KeepsSidecars):
+    if not isinstance(remote, HasSidecars):
         return None
     try:
         data = remote.read_sidecar(MAX_BYTES)

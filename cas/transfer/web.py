@@ -23,6 +23,7 @@ from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath, check_tree
 from cas.transfer.http import REDIRECTS, Answer, Connections, Headers, by_status, exact, http_date, range_header
 from cas.transfer.remote import Checksum, Listing, Piece, RangesIgnoredError, RemoteFile
+from cas.transfer.sidecars import sidecar_key
 
 log = logging.getLogger("cas.transfer")
 
@@ -168,6 +169,17 @@ class WebRemote:
     def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
         """Return what the headers declared: Repr-Digest, Digest, Content-MD5."""
         return self._declared.get(file.path, ())
+
+    # --- what is published beside it -----------------------------------------------------------------------------
+
+    def read_sidecar(self, limit: int) -> bytes | None:
+        """Return what was published of a folder; see `HasSidecars`. Files that were named one by one have none."""
+        parts = urlsplit(self._place)
+        if self._names or parts.query or not parts.path.strip("/") or not parts.path.endswith("/"):
+            return None
+        url = urlunsplit(parts._replace(path=sidecar_key(parts.path)))
+        answer = self._connections.send("GET", url, self._headers, redirects=REDIRECTS, limit=limit)
+        return answer.body if answer.status == 200 else None
 
     # --- the rest ----------------------------------------------------------------------------------------------
 
