@@ -175,3 +175,46 @@ def test_the_package_is_used_where_it_is_installed(tmp_path: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True)
     assert "older than 0.21" in done.stdout.decode()
+
+
+@pytest.mark.slow
+def test_a_part_of_the_package_that_cannot_be_imported_is_stood_in_for(tmp_path: Path) -> None:
+    """The real determined.keras does so with Keras 3: it imports modules of Keras 2."""
+    package = tmp_path / "site" / "determined"
+    for part in ("keras", "pytorch", "core"):
+        (package / part).mkdir(parents=True)
+        (package / part / "__init__.py").write_text("REAL = True\n")
+    (package / "__init__.py").write_text("__version__ = '0.38.1'\n")
+    (package / "keras" / "__init__.py").write_text("from logging.handlers.legacy import hdf5_format\n")
+    code = tmp_path / "c" / "code"
+    code.mkdir(parents=True)
+    (code / "first.py").write_text(
+        "import determined.keras\nfrom determined import core, keras, pytorch\n"
+        "from determined.keras import TFKerasTrial\nimport determined.keras.callbacks as callbacks\n"
+        "assert determined.keras is keras and keras.callbacks is callbacks and determined.__version__ == '0.38.1'\n"
+        "assert pytorch.REAL and core.REAL and determined.pytorch is pytorch and determined.core is core\n"
+    )
+    (code / "second.py").write_text("from determined import pytorch\nfrom determined.keras import Nothing\n")
+    script = f"""
+        import logging, sys
+        sys.path.insert(0, {str(tmp_path / "site")!r})
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        from pathlib import Path
+        from cas.load.layouts import Kind, Layout
+        from cas.load.sources import sources_of
+        from cas.load.trials import keras_context
+        made = sources_of(Path({str(code)!r}))
+        import determined
+        assert made.load("first").TFKerasTrial.__module__ == "cas.load.standin.keras"
+        assert not hasattr(determined, "keras")  # the user's own package stays as it is
+        assert type(keras_context(Layout(Kind.KERAS_TRIAL, Path(), Path(), hparams={{"a": 1}}))).get_hparam
+        try:
+            made.load("second")
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True)
+    warning, lacking = done.stdout.splitlines()
+    assert "WARNING determined.keras of the determined package cannot be imported here" in warning
+    assert "No module named 'logging.handlers.legacy'" in warning and "stand-in takes its place" in warning
+    assert lacking.startswith("ImportError cannot import name 'Nothing' from 'cas.load.standin.keras'")

@@ -32,6 +32,7 @@ from typing import Any
 
 from cas.errors import ContentError
 from cas.index.digest import Digest
+from cas.load.parts import is_installed, stand_in, stands_in
 
 _MAX_SOURCES = 256 << 20  # bytes of all .py files of one code/; Determined itself takes 96 MB of context
 _IMPORT_NAME = dis.opmap["IMPORT_NAME"]
@@ -93,7 +94,7 @@ class Sources:
         """Whether a module of this name is the checkpoint's (or, for `determined`, the stand-in's)."""
         top = name.partition(".")[0]
         if top == "determined":
-            return not is_installed(top)
+            return stands_in(name)
         return top not in _NEVER and any(self._find(root, top) is not None for root in self._roots)
 
     def defines(self, name: str) -> str | None:
@@ -132,7 +133,7 @@ class Sources:
                 return known
             parent, _, last = name.rpartition(".")
             if name.partition(".")[0] == "determined" and self.owns(name):
-                return self._remember(name, _stand_in(name), parent, last)
+                return self._remember(name, stand_in(name), parent, last)
             if parent:
                 self.load(parent)
                 if name in self._modules:  # the package imported it
@@ -145,7 +146,9 @@ class Sources:
 
     def _remember(self, name: str, module: ModuleType, parent: str, last: str) -> ModuleType:
         self._modules[name] = module
-        if parent:
+        if parent == "determined" and not self.owns(parent):  # only parts of it are the stand-in's
+            setattr(self._modules.setdefault(parent, stand_in(parent)), last, module)
+        elif parent:
             self.load(parent)
         return module
 
@@ -202,6 +205,10 @@ class Sources:
         absolute = importlib.util.resolve_name("." * level + name, package) if level else name
         # C code that imports by name (an unpickler) passes an empty list, and looks into sys.modules afterwards.
         by_name = isinstance(fromlist, list) and not fromlist and not isinstance(name, ScopedName)
+        if absolute == "determined" and (parts := [part for part in fromlist or () if self._is_stand_in(part)]):
+            rest = [part for part in fromlist or () if part not in parts]
+            builtins.__import__(name, globals, locals, rest, level)
+            return self._modules[absolute]
         if by_name or not self.owns(absolute):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         module = self.load(absolute)
@@ -212,6 +219,10 @@ class Sources:
             if not hasattr(module, item) and hasattr(module, "__path__"):
                 self._load_if_there(f"{absolute}.{item}")
         return module
+
+    def _is_stand_in(self, part: str) -> bool:
+        """Whether a part of the real package is the stand-in's; it is loaded then."""
+        return is_installed("determined") and stands_in(f"determined.{part}") and bool(self.load(f"determined.{part}"))
 
     def _load_if_there(self, name: str) -> None:
         try:
@@ -305,26 +316,6 @@ def _read(code: Path) -> dict[str, bytes]:
                     raise ContentError(f"the sources in {code} have more than {_MAX_SOURCES} bytes")
                 files[path.relative_to(code).as_posix()] = data
     return files
-
-
-def is_installed(name: str) -> bool:
-    """Whether a package of this name can be imported by everybody."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return name in sys.modules
-    return spec is not None and spec.origin is not None  # a mere folder of this name on sys.path is no package
-
-
-def _stand_in(name: str) -> ModuleType:
-    ours = "cas.load.standin" + name.removeprefix("determined")
-    try:
-        return importlib.import_module(ours)
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("cas.load.standin"):
-            raise
-        message = f"the stand-in for determined has no module {name}; install determined to load this checkpoint"
-        raise ModuleNotFoundError(message, name=name) from error
 
 
 class _LastResort(importlib.abc.MetaPathFinder):

@@ -1,6 +1,7 @@
 """Building a trial: its class is found in the checkpoint's `code/` and made with a context.
 
-The context is the real one where the `determined` package is installed, which the class inherits from then, else ours.
+The context is the real one where that part of the `determined` package is installed and works: the class inherits from
+it then. Else it is ours.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from cas.errors import CasError, ContentError, NotFoundError, UsageError
 from cas.load.layouts import Layout
 from cas.load.options import Options
-from cas.load.sources import Sources, is_installed
+from cas.load.parts import stands_in
+from cas.load.sources import Sources
 from cas.load.standin.lacking import Lacking
 
 log = logging.getLogger("cas.load")
@@ -96,11 +98,11 @@ def _explain(layout: Layout, error: ImportError) -> CasError:
 def torch_context(layout: Layout) -> Any:
     """Return a context for a trial of torch."""
     hparams, config = dict(layout.hparams), dict(layout.experiment_config)
-    if not is_installed("determined"):
+    if stands_in("determined.pytorch"):
         from cas.load.standin.pytorch import PyTorchTrialContext
 
         return PyTorchTrialContext(hparams, config)
-    make = getattr(_real("determined.pytorch"), "CheckpointLoadContext", None)
+    make = getattr(importlib.import_module("determined.pytorch"), "CheckpointLoadContext", None)
     if make is None:
         raise CasError("the determined package that is installed is older than 0.21: upgrade or remove it")
     return make(hparams=hparams, exp_conf=config or None)
@@ -109,23 +111,13 @@ def torch_context(layout: Layout) -> Any:
 def keras_context(layout: Layout) -> Any:
     """Return a context for a trial of Keras."""
     hparams, config = dict(layout.hparams), dict(layout.experiment_config)
-    if not is_installed("determined"):
+    if stands_in("determined.keras"):
         from cas.load.standin.keras import TFKerasTrialContext
 
         return TFKerasTrialContext(hparams, config)
     # How hyperparameters are written in a configuration, from which this context reads them.
     config["hyperparameters"] = {name: {"type": "const", "val": value} for name, value in hparams.items()}
-    return _real("determined.keras").TFKerasTrialContext.from_config(config)
-
-
-def _real(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise CasError(
-            f"the determined package is installed, and {module} cannot be imported ({error}); without that package, cas"
-            " has a stand-in for it"
-        ) from error
+    return importlib.import_module("determined.keras").TFKerasTrialContext.from_config(config)
 
 
 __all__ = ["build_trial", "keras_context", "torch_context"]
