@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,7 @@ from typing import Any
 from cas.config import Settings
 from cas.errors import UsageError
 from cas.index.store import Store, store_of
-from cas.registry import opening
 from cas.registry.records import CheckpointRecord, Registry, State
-from cas.registry.remembering import Remembering
 from cas.registry.values import plain
 
 
@@ -165,6 +162,8 @@ class Described:
             new = plain(metadata)
         except ValueError as error:
             raise UsageError(f"metadata cannot be written as JSON: {error}") from error
+        from cas.registry import opening
+
         self.record = opening.add_metadata(self.store, self._keeper(), self.record, new)
 
     def remove_metadata(self, keys: Iterable[str]) -> None:
@@ -179,6 +178,8 @@ class Described:
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
             raise UsageError(f"say which names to remove as a list, not as {given!r:.40}")
         names = {str(name) for name in given}
+        from cas.registry import opening
+
         self.record = opening.remove_metadata(self.store, self._keeper(), self.record, names)
 
     def write_metadata_file(self, path: str | Path) -> None:
@@ -192,11 +193,16 @@ class Described:
             NotFoundError: it is known no more.
             OfflineError: the master does not answer.
         """
+        from cas.registry import opening
+
         registry = self._registry or opening.open_registry(self.store, self.record.registry, self.settings)
         self.record = registry.checkpoint(self.uuid)
 
     def _keeper(self) -> Registry:
         """Who keeps its metadata: a master, however it was found here."""
+        from cas.registry import opening
+        from cas.registry.remembering import Remembering
+
         if isinstance(self._registry, Remembering):
             return self._registry
         return opening.open_registry(self.store, self.record.registry, self.settings)
@@ -231,6 +237,8 @@ class Described:
             "files": f"{len(files)}, {size:,} bytes" if self.resources else None,
             **{str(name): value for name, value in sorted((self.record.validation_metrics or {}).items())[:_SHOWN]},
         }
+        import html
+
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name[:_WIDTH])}</th>"
             f"<td style='text-align:left'>{html.escape(str(value)[:_WIDTH])}</td></tr>"

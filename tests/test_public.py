@@ -52,6 +52,15 @@ def test_opening_a_store_loads_nothing_heavy() -> None:
     assert loaded_by(code) & HEAVY == set()
 
 
+def test_a_pull_imports_what_it_needs_and_not_the_house() -> None:
+    """Each module costs each process that pulls a millisecond or two: as many as a small checkpoint takes."""
+    needless = ("actions", "cli", "pull.alone", "pull.job", "pull.unstored", "removing", "index.prune", "load.policy")
+    needless += ("load.layouts", "load.links", "registry.master", "registry.catalog", "transfer.together")
+    needless += ("transfer.azure", "transfer.gcs", "transfer.web", "transfer.anyfs", "transfer.archive")
+    code = "import sys, cas.checkpoint, cas.transfer.s3; print(*sys.modules)"
+    assert {f"cas.{name}" for name in needless} & set(run_python(code).split()) == set()
+
+
 def milliseconds(code: str) -> float:
     times = []
     for _ in range(7):

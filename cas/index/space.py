@@ -16,8 +16,6 @@ from pathlib import Path
 from cas.errors import CasError, NoSpaceError
 from cas.index import disk
 from cas.index.layout import Layout
-from cas.index.prune import Rules, plan_prune
-from cas.index.stock import take_stock
 from cas.index.store import Store
 from cas.index.twin import BeginTwin
 
@@ -177,6 +175,9 @@ def _advice(store: Store, short: Sequence[Shortage]) -> str:
 
 def reclaimable(store: Store) -> int:
     """Return how many bytes a prune of all that it may take would give back to the disk."""
+    from cas.index.prune import Rules, plan_prune  # only where something does not fit
+    from cas.index.stock import take_stock
+
     return plan_prune(take_stock(store, lambda uuid: _is_ours(store, uuid)), Rules(max_size=0, at_once=True)).frees
 
 

@@ -21,7 +21,6 @@ from cas.index.manifest import FileEntry, Manifest
 from cas.index.space import Destination
 from cas.index.store import Store
 from cas.registry.records import CheckpointRecord, State
-from cas.transfer.archive import ArchiveRemote, Kind, Stream
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.folder import FolderRemote
 from cas.transfer.progress import drawer
@@ -31,6 +30,7 @@ from cas.transfer.urls import remote_for_storage
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
+    from cas.transfer.archive import Stream
 
 log = logging.getLogger("cas.checkpoint")
 
@@ -152,6 +152,8 @@ class Origin:
         return not isinstance(error, CheckpointNotFoundError) or kind in (None, "shared_fs", "directory")
 
     def _through_master(self, store: Store, on_file: OnFile | None, destination: Destination | None) -> PullReport:
+        from cas.transfer.archive import ArchiveRemote
+
         record = self.record
         if not self.has_master:
             raise UsageError(f"no master knows checkpoint {record.uuid} of {record.registry}: mode 'master' needs one")
@@ -182,6 +184,7 @@ class Origin:
         """Open the archive in the first form that the master knows; a zip, if each file must be vouched for."""
         from cas.registry.http import UnsupportedTypeError
         from cas.registry.master import Master
+        from cas.transfer.archive import Kind
 
         master = self.master or Master(self.record.registry, settings=self.settings)
         kinds = (Kind.TAR, Kind.GZIP, Kind.ZIP)

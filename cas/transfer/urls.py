@@ -1,4 +1,7 @@
-"""Which remote a storage or a URL means: the only place that knows the schemes."""
+"""Which remote a storage or a URL means: the only place that knows the schemes.
+
+Each adapter is imported when something of its kind is asked for: all together cost more than a small pull.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,19 @@ import importlib.util
 import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from cas.config import Client, Settings
 from cas.errors import UsageError
 from cas.index.paths import RelativePath
 from cas.index.store import check_uuid
-from cas.transfer.anyfs import FsspecRemote
-from cas.transfer.azure import AzureAccount, AzureRemote, is_address
 from cas.transfer.folder import FolderRemote
-from cas.transfer.gcs import GcsPlace, GcsRemote
 from cas.transfer.remote import Remote
-from cas.transfer.s3 import S3Place, S3Remote
 from cas.transfer.sigv4 import Credentials
-from cas.transfer.web import WebRemote, public_url
+
+if TYPE_CHECKING:
+    from cas.transfer.azure import AzureAccount, AzureRemote
 
 IN_CLUSTER = Path("/determined_shared_fs")  # where a cluster's containers see the host path of a shared file system
 PLACE = "place"  # the type of a storage that is the very place a URL names, as `cas pull` leaves it
@@ -95,6 +96,8 @@ def remote_for_url(
     except ValueError as error:
         raise UsageError(f"not a URL: {url!r:.200}: {error}") from error
     if "\0" in url or not parts.scheme:
+        from cas.transfer.web import public_url
+
         raise UsageError(f"not a URL: {public_url(url)!r:.200}; it begins with one of {_KNOWN}")
     is_abfs = parts.scheme in ("abfs", "abfss", "wasb", "wasbs")
     if user is not None and not (is_abfs and parts.password is None):
@@ -130,6 +133,8 @@ def bare_path(parts: SplitResult) -> str:
 
 
 def _web(parts: SplitResult, settings: Settings, options: Mapping[str, Any], names: Iterable[RelativePath]) -> Remote:
+    from cas.transfer.web import WebRemote, public_url
+
     headers = options.get("headers")
     if unknown := sorted(set(options) - {"headers"}):
         raise UsageError(f"storage_options {unknown[0]!r}: over HTTP there is only 'headers'")
@@ -147,7 +152,10 @@ def _are_texts(value: object) -> bool:
     )
 
 
-def _fsspec(url: str, options: Mapping[str, Any] | None, settings: Settings) -> FsspecRemote:
+def _fsspec(url: str, options: Mapping[str, Any] | None, settings: Settings) -> Remote:
+    from cas.transfer.anyfs import FsspecRemote
+    from cas.transfer.web import public_url
+
     scheme = url.partition("://")[0].rpartition("::")[2]
     if importlib.util.find_spec("fsspec") is None:
         raise UsageError(f"the scheme {scheme!r:.40} needs fsspec; `pip install 'checkpoint-cas[fsspec]'` brings it")
@@ -206,6 +214,8 @@ def _gcs_url(parts: SplitResult, settings: Settings, options: Mapping[str, Any])
 def _gcs(bucket: str, prefix: str, endpoint: str | None, settings: Settings) -> Remote:
     if settings.client is Client.FSSPEC:
         return _fsspec(f"gs://{_bucket_name(bucket)}/{_prefix(prefix)}", {}, settings)
+    from cas.transfer.gcs import GcsPlace, GcsRemote
+
     place = GcsPlace(
         bucket=_bucket_name(bucket),
         prefix=_prefix(prefix),
@@ -217,6 +227,8 @@ def _gcs(bucket: str, prefix: str, endpoint: str | None, settings: Settings) -> 
 
 
 def _azure_url(parts: SplitResult, host: str, settings: Settings) -> AzureRemote:
+    from cas.transfer.azure import AzureAccount, is_address
+
     path = bare_path(parts).strip("/")
     if parts.scheme.startswith("az+"):
         account_path = ""
@@ -236,6 +248,8 @@ def _azure_url(parts: SplitResult, host: str, settings: Settings) -> AzureRemote
 
 def _container(storage: Mapping[str, Any], uuid: str, settings: Settings) -> AzureRemote:
     """The place of a checkpoint in Azure: `container` may be a folder in one."""
+    from cas.transfer.azure import AzureAccount
+
     account = AzureAccount.of(
         connection_string=_text(storage, "connection_string") or None,
         account_url=_text(storage, "account_url") or None,
@@ -247,6 +261,8 @@ def _container(storage: Mapping[str, Any], uuid: str, settings: Settings) -> Azu
 
 
 def _azure(account: AzureAccount, container: str, prefix: str, settings: Settings) -> AzureRemote:
+    from cas.transfer.azure import AzureRemote
+
     if not container or container in (".", ".."):
         raise UsageError(f"not the name of a container: {container!r:.100}")
     return AzureRemote(account, container, _prefix(prefix), timeout=settings.timeout, ca_bundle=settings.ca_bundle)
@@ -259,6 +275,8 @@ def _below_prefix(storage: Mapping[str, Any], uuid: str) -> str:
 
 def remote_for_recipe(recipe: Mapping[str, Any], settings: Settings) -> Remote:
     """Return the remote that another process described with `recipe()`."""
+    from cas.transfer.s3 import S3Place, S3Remote
+
     return S3Remote(S3Place.from_json(recipe), timeout=settings.timeout)
 
 
@@ -294,9 +312,9 @@ def _bucket(storage: Mapping[str, Any], uuid: str, settings: Settings) -> Remote
     return _s3(bucket, place, endpoint, settings, keys)
 
 
-def _s3(
-    bucket: str, prefix: str, endpoint: str | None, settings: Settings, keys: Credentials | None = None
-) -> S3Remote:
+def _s3(bucket: str, prefix: str, endpoint: str | None, settings: Settings, keys: Credentials | None = None) -> Remote:
+    from cas.transfer.s3 import S3Place, S3Remote
+
     if missing := [name for name in ("obstore", "botocore") if importlib.util.find_spec(name) is None]:
         raise UsageError(f"S3 needs {' and '.join(missing)}; `pip install 'checkpoint-cas[s3]'` brings what is missing")
     place = S3Place(
