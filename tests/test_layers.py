@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import mounts as disks
 import pytest
 from cli import UUIDS, stocked_shell
+from remote_suite import siblings
 from stores import OTHER_UUID, UUID, damage, manifest_of, tagged
+from test_sidecars import Shelf
 
+from cas.actions.places import Place
+from cas.actions.publishing import publish_place
 from cas.config import Link, Progress, Settings
 from cas.errors import CheckpointNotFoundError, NotFoundError, UsageError
 from cas.index.digest import Digest
@@ -109,6 +115,36 @@ def test_a_pull_fetches_only_what_no_layer_has(settings: Settings, tmp_path: Pat
     assert report.bytes_fetched == 9000
     assert [path.read_bytes() for path in settings.home.glob("blobs/??/*")] == [b"new" * 3000]
     assert content(make_view(store, report.manifest).path) == {"model": LARGE, "new": b"new" * 3000}
+
+
+@pytest.mark.parametrize("hint", ["sidecar", "zip"])
+def test_what_a_layer_has_of_a_sibling_is_not_fetched(settings: Settings, lower: Path, hint: str) -> None:
+    first, second = (Shelf({"m.pth": data if hint == "sidecar" else zipped(data)}) for data in siblings())
+    below = Store(lower)
+    if hint == "sidecar":
+        publish_place(below, Place("m", OTHER_UUID, second), settings=settings)
+        below.close()
+        shutil.rmtree(lower)
+        below = Store(lower)
+        publish_place(below, Place("m", UUID, first), settings=settings)
+    else:
+        pull(below, first, registry="m", uuid=UUID, settings=settings)
+    below.close()
+    before = everything(lower)
+    store = store_of(settings)
+    report = pull(store, second, registry="m", uuid=OTHER_UUID, settings=settings)
+    assert store.blobs.read(report.manifest.files[0].digest) == second._files["m.pth"][0]
+    assert 300_000 <= report.bytes_fetched < 3 << 20
+    assert everything(lower) == before
+
+
+def zipped(data: bytes) -> bytes:
+    """As `torch.save` packs tensors: stored records."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for at in range(0, len(data), 1 << 20):
+            archive.writestr(f"m/data/{at >> 20}", data[at : at + (1 << 20)])
+    return packed.getvalue()
 
 
 def test_a_download_copies_from_a_layer_and_never_links_hard(settings: Settings, lower: Path, tmp_path: Path) -> None:

@@ -1,33 +1,69 @@
-"""The chunk lists and part lists of one home: written when it pays, read as hints, absent when in doubt."""
+"""The chunk lists and part lists of a home: written when it pays, read as hints, absent when in doubt."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from cas.errors import ContentError
 from cas.index import containers, disk
-from cas.index.chunkindex import ChunkIndex
+from cas.index.chunkindex import ChunkIndex, Holder
 from cas.index.chunks import ChunkList, Part, PartList
 from cas.index.digest import Digest
 from cas.index.layout import Layout
 
 log = logging.getLogger("cas.index")
 
+K = TypeVar("K", bytes, int)
+
 LEAST_ZIP = 1 << 20  # bytes; the parts of smaller archives are not worth a request each
 
 
 class Chunks:
-    """What is known of how this home's blobs fall into pieces."""
+    """What is known of how the blobs of this home, and of its layers, fall into pieces."""
 
     def __init__(self, layout: Layout, index_folder: Path | None) -> None:
         self._layout = layout
         self.index = ChunkIndex(layout.root / "chunks", index_folder)
+        self.layers: tuple[Chunks, ...] = ()
+
+    # --- which blobs may have a piece --------------------------------------------------------------------------
+
+    def holders(self, digests: Iterable[bytes]) -> dict[bytes, list[Holder]]:
+        """Return the blobs that may have chunks of these digests; only what has any is named."""
+        return self._ask(digests, lambda one, wanted: one.index.chunks(wanted))
+
+    def part_holders(self, keys: Iterable[int]) -> dict[int, list[Holder]]:
+        """Return the blobs that may have records of these keys (`Part.key`)."""
+        return self._ask(keys, lambda one, wanted: one.index.parts(wanted))
+
+    def has_parts(self) -> bool:
+        """Whether any blob is known to have a record."""
+        return any(one.index.has_parts() for one in (self, *self.layers))
+
+    def _ask(
+        self, wanted: Iterable[K], ask: Callable[[Chunks, list[K]], dict[K, list[Holder]]]
+    ) -> dict[K, list[Holder]]:
+        """Ask this home, then the layers for what was not found."""
+        left = list(wanted)
+        found: dict[K, list[Holder]] = {}
+        for one in (self, *self.layers):
+            if left:
+                found |= ask(one, left)
+                left = [key for key in left if key not in found]
+        return found
+
+    # --- lists -------------------------------------------------------------------------------------------------
 
     def get(self, digest: Digest, size: int) -> ChunkList | None:
         """Return the chunk list of a blob; None if there is none that can be read."""
+        return next((found for one in (self, *self.layers) if (found := one._get(digest, size)) is not None), None)
+
+    def _get(self, digest: Digest, size: int) -> ChunkList | None:
         try:
             return ChunkList.parse(self._layout.chunks(digest).read_bytes(), size)
         except FileNotFoundError:
@@ -46,6 +82,11 @@ class Chunks:
 
     def parts(self, digest: Digest, size: int) -> PartList | None:
         """Return the part list of a blob; None if there is none that can be read."""
+        return next(
+            (found for one in (self, *self.layers) if (found := one._part_list(digest, size)) is not None), None
+        )
+
+    def _part_list(self, digest: Digest, size: int) -> PartList | None:
         try:
             return PartList.parse(self._parts(digest).read_bytes(), size)
         except FileNotFoundError:

@@ -204,7 +204,8 @@ class Facts:
 
     def came_from(self, digest: Digest, domain: str) -> bool:
         """Whether a blob's bytes were ever fetched from somewhere in a domain: a registry and a storage."""
-        return bool(self._index.facts("domain", f"{digest} {domain}"))
+        known = bool(self._index.facts("domain", f"{digest} {domain}"))
+        return known or any(layer.came_from(digest, domain) for layer in self.layers)
 
     def add_domain(self, digest: Digest, domain: str) -> None:
         """Record that a blob's bytes lie somewhere in a domain."""

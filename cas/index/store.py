@@ -98,6 +98,7 @@ class Store:
         self.blobs.layers = tuple(layer.blobs for layer in self.layers)
         self.facts.layers = tuple(layer.facts for layer in self.layers)
         self.records.layers = tuple(layer.records for layer in self.layers)
+        self.chunks.layers = tuple(layer.chunks for layer in self.layers)
 
     def _drop_lost_layers(self) -> None:
         """Go on without layers that are gone: unmounted, removed."""

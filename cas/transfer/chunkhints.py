@@ -49,7 +49,7 @@ def chunk_donations(
 
 
 def _holders(store: Store, described: Described) -> Mapping[bytes, list[Holder]]:
-    return store.chunks.index.chunks(chunk.digest for chunk in described.chunks if chunk.length >= LEAST)
+    return store.chunks.holders(chunk.digest for chunk in described.chunks if chunk.length >= LEAST)
 
 
 def _of_holders(

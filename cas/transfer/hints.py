@@ -119,7 +119,7 @@ class Hints:
         """Whether any blob here could give anything, and nothing was wrong so far."""
         with self._lock:
             if self._are_any is None:
-                self._are_any = self._store.chunks.index.has_parts()
+                self._are_any = self._store.chunks.has_parts()
             return self._are_any and not self._failed
 
     def give_up(self) -> None:

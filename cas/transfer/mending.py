@@ -144,7 +144,7 @@ class _Mending:
     def take_from_blobs(self) -> None:
         """Take chunks from any blob that has them."""
         missing = list(self._missing())
-        holders = self._store.chunks.index.chunks(chunk.digest for chunk in missing if chunk.length >= LEAST)
+        holders = self._store.chunks.holders(chunk.digest for chunk in missing if chunk.length >= LEAST)
         with DonorFiles(self._store) as files:
             for chunk in missing:
                 for holder in holders.get(chunk.digest, ()):

@@ -58,7 +58,7 @@ class DonorFiles:
 def zip_donations(store: Store, files: DonorFiles, records: list[Record], allowed: Allowed) -> Iterator[Donation]:
     """Yield what local blobs may give of an archive with these records; `allowed` says which blobs may give at all."""
     wanted = {record.start: _key(record) for record in records if record.is_stored and record.crc and record.length}
-    holders = store.chunks.index.parts(wanted.values())
+    holders = store.chunks.part_holders(wanted.values())
     lists: dict[Digest, PartList | None] = {}
     for record in records:
         for blob, number in holders.get(wanted.get(record.start, 0), ()):
