@@ -10,9 +10,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from s3_server import S3Server
+
+from cas.transfer.sigv4 import Credentials, sign
 
 _BLOCK = 256 << 10
 
@@ -34,9 +37,12 @@ class Fault:
 
     answer: bytes | None = None  # sent as it is, without asking the server; empty: the connection is closed
     drop: tuple[str, ...] = ()  # request headers that the server does not see
+    range: tuple[int, int] | None = None  # what the server is asked for instead
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, replaced
+    without: tuple[str, ...] = ()  # headers of the answer that are left out, in lower case
     cut: int | None = None  # bytes of the body after which the connection breaks
     flip: bool = False  # the first byte of the body is another
+    garble: int | None = None  # bytes of the body after which all are others
     stall: float = 0.0  # seconds for which nothing comes after the head
     trickle: float = 0.0  # seconds after each block of the body
     slow_head: float = 0.0  # seconds after each block of the head
@@ -99,16 +105,40 @@ class _Connection:
             return False
         if self._server is None:
             self._server = socket.create_connection(("127.0.0.1", self._port))
-        lines = [line for line in head if line.partition(":")[0].lower() not in fault.drop]
-        self._server.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self._server.sendall("\r\n".join([*self._changed(head, fault), "", ""]).encode("latin-1"))
         with self._server.makefile("rb", buffering=0) as answer:
             return self._relay(exchange, fault, answer)
+
+    def _changed(self, head: list[str], fault: Fault) -> list[str]:
+        """Return the request as the server sees it; where it was signed and is another now, signed again."""
+        away = {*fault.drop, *(["range"] if fault.range else [])}
+        lines = [line for line in head if line.partition(":")[0].lower() not in away]
+        if fault.range:
+            lines.append(f"Range: bytes={fault.range[0]}-{fault.range[1] - 1}")
+        if lines == head or not any(line.lower().startswith("authorization: aws4") for line in lines):
+            return lines
+        method, target, protocol = lines[0].split(" ")
+        path, _, query = target.partition("?")
+        headers = _headers(lines[1:])
+        del headers["authorization"]
+        signed = sign(
+            method,
+            host=headers.pop("host"),
+            path=path,
+            query=query,
+            headers=headers,
+            credentials=Credentials(self._proxy.server.access_key, self._proxy.server.secret_key),
+            region="us-east-1",
+            now=datetime.now(UTC),
+        )
+        return [f"{method} {target} {protocol}", *(f"{name}: {value}" for name, value in signed.items())]
 
     def _relay(self, exchange: Exchange, fault: Fault, answer: object) -> bool:
         head = _head(answer)
         exchange.status = int(head[0].split(" ")[1])
         headers = _headers(head[1:])
-        kept = [line for line in head if line.partition(":")[0].lower() not in {n.lower() for n in fault.headers}]
+        away = {*fault.without, *(name.lower() for name in fault.headers)}
+        kept = [line for line in head if line.partition(":")[0].lower() not in away]
         changed = [f"{name}: {value}" for name, value in fault.headers.items()]
         self._send("\r\n".join([*kept, *changed, "", ""]).encode("latin-1"), fault.slow_head, fault.block)
         if exchange.method == "HEAD" or exchange.status in (204, 304):
@@ -143,6 +173,9 @@ class _Connection:
             threading.Event().wait(fault.stall)
         if fault.flip and not exchange.sent:
             block = bytes([block[0] ^ 1]) + block[1:]
+        if fault.garble is not None and exchange.sent + len(block) > fault.garble:
+            right = block[: max(fault.garble - exchange.sent, 0)]
+            block = right + bytes(byte ^ 0x55 for byte in block[len(right) :])
         if fault.cut is not None and exchange.sent + len(block) > fault.cut:
             self._client.sendall(block[: fault.cut - exchange.sent])
             exchange.sent = fault.cut

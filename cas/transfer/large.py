@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cas.errors import ChangedError, DigestMismatchError
+from cas.errors import ChangedError, DigestMismatchError, TransientRemoteError
 from cas.index.digest import Digest
 from cas.index.ingest import Ingest, RangeWriter, Staging
 from cas.index.ranges import Range
@@ -19,6 +19,7 @@ from cas.transfer.folder import require_same
 from cas.transfer.hints import Hints, Known
 from cas.transfer.plan import split
 from cas.transfer.remote import Checksum, RangesIgnoredError, RemoteFile
+from cas.transfer.retry import STREAMS
 from cas.transfer.session import Session, unvouched
 from cas.transfer.workers import StoppedError, Workers, wait_all
 
@@ -36,6 +37,7 @@ class Attempt:
     known: Known | None = None  # bytes of the origin that were read while looking for hints
     donations: tuple[Donation, ...] = ()
     mismatch: Digest | None = None  # which bytes came before, all from the origin, without the right checksums
+    streams: int = 1  # how often one stream was begun, if it takes one
 
     def without_donors(self) -> Attempt:
         """Return the same with nothing but the origin."""
@@ -115,9 +117,17 @@ class LargeFiles:
                 ingest.abort()
                 raise
             except RangesIgnoredError as error:
+                if not ranged:
+                    raise
                 log.info("%s; reading whole files", error)
                 self._ranged = False
                 return attempt.without_donors()
+            except TransientRemoteError as error:
+                if ranged or attempt.streams >= STREAMS or self._session.stop.is_set():
+                    raise
+                log.info("%s; reading it from its start", error)
+                ingest.abort()
+                return replace(attempt, resume=False, streams=attempt.streams + 1)
             wrong = [one for one in verifiers if not (one.matches or self._has_other_parts(file, ingest, one.checksum))]
             if wrong and not attempt.shows_that_no_md5_is(wrong, digest, strict=self._session.strict):
                 return self._again(file, ingest, attempt, wrong[0], digest)

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 6  # in a row without progress
 PROGRESS = 32 << 10  # bytes that an attempt must bring to count: with one byte each time there would be no end
+STREAMS = 3  # how often a file is begun again that must be read in one stream, where that breaks off
 FIRST_PAUSE = 0.2  # seconds; doubled each time, with jitter
 LONGEST_PAUSE = 20.0  # seconds, of our own choice
 LONGEST_ASKED = 120.0  # seconds; a server that asks for more is not waited for longer

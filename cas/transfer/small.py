@@ -7,12 +7,13 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from cas.errors import ChangedError, ContentError, RemoteError
+from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
 from cas.index.ingest import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY
 from cas.transfer.hints import Hints
-from cas.transfer.remote import Piece, RemoteFile
+from cas.transfer.remote import RangesIgnoredError, RemoteFile
+from cas.transfer.retry import STREAMS
 from cas.transfer.session import Session, unvouched
 from cas.transfer.workers import Workers, wait_all
 
@@ -106,15 +107,23 @@ class SmallFiles:
     def _bytes(self, file: RemoteFile) -> bytes:
         if not file.size:
             return b""
-        data = b"".join(map(bytes, self._whole(file)))
+        data = self._whole(file)
         if len(data) != file.size:
             raise RemoteError(f"{file.identity.url}: {len(data)} bytes, but {file.size} were listed")
         self._session.got(len(data))
         return data
 
-    def _whole(self, file: RemoteFile) -> Iterator[Piece]:
-        return (
-            self._session.remote.read(file, 0, file.size)
-            if file.identity.has_validator
-            else self._session.remote.stream(file)
-        )
+    def _whole(self, file: RemoteFile) -> bytes:
+        if file.identity.has_validator:
+            try:
+                return b"".join(map(bytes, self._session.remote.read(file, 0, file.size)))
+            except RangesIgnoredError as error:  # it broke off, and the server cannot go on from there
+                log.info("%s; reading it from its start", error)
+        for left in range(STREAMS - 1, -1, -1):
+            try:
+                return b"".join(map(bytes, self._session.remote.stream(file)))
+            except TransientRemoteError as error:
+                if not left or self._session.stop.is_set():
+                    raise
+                log.info("%s; reading it from its start", error)
+        raise AssertionError("the last try returned or raised")

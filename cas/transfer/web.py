@@ -152,7 +152,7 @@ class WebRemote:
             raise refused
         if self._look(file.path).identity != file.identity:
             raise ChangedError(f"{file.identity.url} was replaced since it was listed")
-        if status == 416:
+        if status == 416 and "Range" in headers:
             raise RangesIgnoredError(f"{file.identity.url}: the server refuses ranges of it")
         if not condition:
             raise TransientRemoteError(str(refused))
