@@ -1,6 +1,6 @@
 """Seeded schedules of faults between us and a server: what is committed is one version, and there is always an end.
 
-`tests/schedules.py` says what must hold, and what goes wrong. The suite runs some hundreds;
+`tests/schedules.py` says what must hold, and what goes wrong. The suite runs some of them;
 `CAS_FAULT_SCHEDULES=3000 pytest tests/test_faults.py` runs more of them, beginning at seed `CAS_FAULT_FIRST`.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shutil
+import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,7 @@ from cas.transfer.s3 import S3Place, S3Remote
 from cas.transfer.sigv4 import Credentials
 from cas.transfer.web import WebRemote
 
-SCHEDULES = int(os.environ.get("CAS_FAULT_SCHEDULES", "90"))
+SCHEDULES = int(os.environ.get("CAS_FAULT_SCHEDULES", "40"))
 FIRST = int(os.environ.get("CAS_FAULT_FIRST", "0"))
 PATIENT = 20.0  # seconds, where a busy machine must not be taken for a silent server
 
@@ -41,6 +42,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(retry.RetryingRemote.__init__, "__kwdefaults__", {"stop": None, "pause": 0.001})
     monkeypatch.setattr(plan, "SMALL", schedules.RANGE)
     monkeypatch.setattr(plan.split, "__defaults__", (schedules.RANGE,))
+
+
+@pytest.fixture
+def folder():
+    """A folder in memory, where syncing costs nothing."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager
@@ -132,8 +141,8 @@ def in_memory(folder: Path, seed: int) -> str:
     return ended
 
 
-def test_schedules_in_memory(tmp_path, request):
-    tell(request, each_seed(FIRST, 2 * SCHEDULES, lambda seed: in_memory(tmp_path, seed)))
+def test_schedules_in_memory(folder, request):
+    tell(request, each_seed(FIRST, 2 * SCHEDULES, lambda seed: in_memory(folder, seed)))
 
 
 # --- over HTTP -------------------------------------------------------------------------------------------------------
@@ -186,11 +195,11 @@ class OverHttp:
 
 
 @pytest.fixture
-def over_http(tmp_path):
+def over_http(folder):
     for name in ("site", "other"):
-        (tmp_path / name).mkdir()
-    with serving(tmp_path / "site") as site, serving(tmp_path / "other") as other, relaying(site.port) as proxy:
-        yield OverHttp(tmp_path, site, proxy, other)
+        (folder / name).mkdir()
+    with serving(folder / "site") as site, serving(folder / "other") as other, relaying(site.port) as proxy:
+        yield OverHttp(folder, site, proxy, other)
 
 
 def test_schedules_over_plain_http(over_http, request):
@@ -293,10 +302,10 @@ class OverS3:
 
 
 @pytest.fixture
-def over_s3(tmp_path, s3_server, bucket):
-    (tmp_path / "other").mkdir()
-    with serving(tmp_path / "other") as other, counting(s3_server) as proxy:
-        ground = OverS3(tmp_path, s3_server, bucket, proxy, other)
+def over_s3(folder, s3_server, bucket):
+    (folder / "other").mkdir()
+    with serving(folder / "other") as other, counting(s3_server) as proxy:
+        ground = OverS3(folder, s3_server, bucket, proxy, other)
         yield ground
         ground.client.close()
 

@@ -26,7 +26,8 @@ from cas.index.digest import Digest
 from cas.index.store import Store
 from cas.transfer import fetch, plan
 from cas.transfer.folder import FolderRemote
-from cas.transfer.remote import Checksum
+from cas.transfer.remote import Checksum, RangesIgnoredError
+from cas.transfer.retry import STREAMS
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,45 @@ def test_a_server_without_ranges_is_read_in_one_stream(store, pull):
     report = pull(remote)
     assert content(store, report.manifest) == {"model.pth": LARGE, "half.bin": MEDIUM}
     assert report.proofs["model.pth"] == "origin checksum (crc32)"
+
+
+class BreaksOff(MemoryRemote):
+    """Knows no ranges, and breaks off in the middle of as many answers as are left."""
+
+    left = 0
+    has_ranges = False
+
+    def read(self, file, start, end):
+        if (start, end) != (0, file.size):
+            raise RangesIgnoredError("no ranges")
+        return self._pieces(file, start, end)
+
+    def _pieces(self, file, start, end):
+        pieces = super()._pieces(file, start, end)
+        if not self.left:
+            yield from pieces
+            return
+        self.left -= 1
+        yield memoryview(bytes(next(pieces)))[:3]
+        raise TransientRemoteError("connection reset")
+
+
+@pytest.mark.parametrize("validators", [True, False])
+@pytest.mark.parametrize("data", [b"layers = 12\n", LARGE], ids=["small", "large"])
+def test_one_stream_that_breaks_off_is_begun_again(store, pull, data, validators):
+    remote = BreaksOff({"f": data})
+    remote.has_validators, remote.left = validators, STREAMS - 1
+    assert content(store, pull(remote).manifest) == {"f": data}
+    assert remote.left == 0
+
+
+@pytest.mark.parametrize("data", [b"layers = 12\n", LARGE], ids=["small", "large"])
+def test_streams_that_break_off_again_and_again_come_to_an_end(store, pull, data):
+    remote = BreaksOff({"f": data})
+    remote.has_validators, remote.left = False, 100
+    with pytest.raises(TransientRemoteError, match="connection reset"):
+        pull(remote)
+    assert remote.left == 100 - STREAMS
 
 
 def test_each_file_is_told_of_once_as_soon_as_it_is_here(store, pull):

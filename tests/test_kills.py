@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from cas.index.digest import Digest
 from cas.index.records import NewRecord
 from cas.index.store import Store
 from cas.removing import remove
+from cas.transfer import plan
 from cas.transfer.fetch import pull
 from cas.transfer.folder import FolderRemote
 
@@ -325,23 +327,46 @@ def test_the_harness_would_see_a_lie(folder: Path) -> None:
     assert manifest_of({}).files == ()
 
 
-def test_killed_pull_of_an_object_that_changes_in_between(folder: Path) -> None:
+@pytest.mark.parametrize(("validators", "kills"), [(True, 10), (False, 4)])
+def test_killed_pull_of_an_object_that_changes_in_between(
+    folder: Path, validators: bool, kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from remotes import MemoryRemote
 
-    old, new = random.Random(5).randbytes((8 << 20) + 999), random.Random(6).randbytes((8 << 20) + 999)
+    monkeypatch.setattr(plan, "SMALL", 64 << 10)
+    monkeypatch.setattr(plan.split, "__defaults__", (64 << 10,))  # so that ranges are journaled one after the other
+    old = random.Random(5).randbytes((256 << 10) + 999)
+    new = old[:70_000] + random.Random(6).randbytes(len(old) - 70_000)
+    remote = MemoryRemote({"model": old})
+    remote.has_validators = validators
+    resumed = folder / "resumed"
 
     def act(home: Path) -> None:
-        settings = Settings(home=home, progress=Progress.OFF, concurrency=1)
-        pull(Store(home), MemoryRemote({"model": old}), registry="local", uuid=UUID, settings=settings)
+        quiet = Settings(home=home, progress=Progress.OFF, concurrency=1)
+        report = pull(Store(home), remote, registry="local", uuid=UUID, settings=quiet)
+        resumed.write_text(str(report.bytes_resumed))
+        assert report.manifest.files[0].digest == Digest.of(old)
 
-    count = 0
-    for kill, home in each_kill(folder, nothing, act, at_most=25):
-        remote = MemoryRemote({"model": old})
+    def act_later(home: Path) -> None:
         remote.write("model", new)  # another version under the same name, of the same size
-        settings = Settings(home=home, progress=Progress.OFF, concurrency=1)
-        pull(Store(home), remote, registry="local", uuid=UUID, settings=settings)
-        manifest = Store(home).resolve("local", UUID)
-        assert manifest is not None and manifest.files[0].digest == Digest.of(new), kill
-        is_sound(home, set())
+        quiet = Settings(home=home, progress=Progress.OFF, concurrency=1)
+        report = pull(Store(home), remote, registry="local", uuid=UUID, settings=quiet)
+        assert report.bytes_resumed == 0
+        assert report.manifest.files[0].digest == Digest.of(new)
+
+    count = taken_over = 0
+    for kill, home in each_kill(folder / "homes", nothing, act, at_most=kills):
+        try:
+            if home.exists():
+                same = folder / f"same-{count}"
+                shutil.copytree(home, same, symlinks=True)
+                complete(same, act)
+                taken_over += int(resumed.read_text())
+            complete(home, act_later)
+            is_sound(home, set())
+        except BaseException as error:
+            error.add_note(str(kill))
+            raise
         count += 1
-    assert count > 10
+    assert count > kills
+    assert (taken_over > len(old)) is validators  # of the same version there is much to go on with

@@ -409,3 +409,24 @@ def test_leases_of_one_process_are_told_apart_by_home(tmp_path: Path) -> None:
     with first.claim(UUID), second.claim(UUID):
         assert first.id != second.id
     assert (first.id, second.id) == (None, None)
+
+
+def test_stores_that_are_opened_meanwhile_do_not_stop_the_heart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a thousand pulls in one process: the set of leases grew while the heart went through it."""
+    import gc
+    import threading
+
+    before = sys.getswitchinterval()
+    kept = [Leases(store.layout) for _ in range(3000)]  # many: going through them takes long enough to be interrupted
+    monkeypatch.setattr(leases, "BEAT", 0.0)
+    try:
+        sys.setswitchinterval(1e-6)
+        with store.leases.claim(UUID):
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                kept.append(Leases(store.layout))
+            assert any(thread.name == "cas-lease" for thread in threading.enumerate())
+    finally:
+        sys.setswitchinterval(before)
+        kept.clear()
+        gc.collect()

@@ -6,6 +6,7 @@ import random
 from typing import ClassVar
 
 import pytest
+from proxy import Fault, answer, relaying
 from remote_suite import FILES, FOLDERS, RemoteSuite
 from stores import UUID, lies
 from web_server import serving
@@ -18,12 +19,13 @@ from cas.errors import (
     ContentError,
     NotAllowedError,
     RemoteError,
+    TransientRemoteError,
     UnsafeNameError,
     UsageError,
 )
 from cas.index.paths import RelativePath
 from cas.index.store import Store
-from cas.transfer import fetch, plan
+from cas.transfer import fetch, plan, retry
 from cas.transfer.remote import RangesIgnoredError
 from cas.transfer.urls import remote_for_url
 from cas.transfer.web import WebRemote, public_url
@@ -245,6 +247,18 @@ def test_a_server_without_ranges_says_so_and_is_read_in_one_stream(site, store, 
         list(remote.read(file, 5, 10))
     report = pull(store, remote, settings)
     assert store.blobs.read(report.manifest.files[0].digest) == LARGE
+
+
+def test_a_server_that_refuses_a_range_of_what_was_no_range_is_no_endless_loop(site, store, settings, monkeypatch):
+    monkeypatch.setattr(retry.RetryingRemote.__init__, "__kwdefaults__", {"stop": None, "pause": 0.001})
+    site.etag, site.modified = "none", False
+    site.write("here/model.pth", LARGE)
+    with relaying(site.port) as proxy:
+        remote = WebRemote(f"http://127.0.0.1:{proxy.port}/here/", timeout=5)
+        refuse = Fault(answer=answer("416 Range Not Satisfiable"))
+        proxy.faults = lambda one: refuse if one.method == "GET" and one.path.endswith("model.pth") else None
+        with pytest.raises(TransientRemoteError, match="HTTP 416"):
+            pull(store, remote, settings)
 
 
 # --- pulls -----------------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ class Leases:
         self._lock = ThreadLock()
         self._own = _Own(os.getpid())
         self.lost = 0  # how often this process found that its lease had ended: it was stopped for too long
-        _known.add(self)
+        with _known_lock:
+            _known.add(self)
 
     @contextlib.contextmanager
     def claim(self, uuid: str) -> Iterator[None]:
@@ -354,8 +355,15 @@ def _about_us() -> dict[str, Any]:
 # --- the heart -------------------------------------------------------------------------------------------------
 
 _known: weakref.WeakSet[Leases] = weakref.WeakSet()
+_known_lock = ThreadLock()
 _heart: threading.Thread | None = None
 _heart_lock = ThreadLock()
+
+
+def _everyone() -> list[Leases]:
+    """Return the leases of this process; other threads open stores meanwhile."""
+    with _known_lock:
+        return list(_known)
 
 
 def _start_heart() -> None:
@@ -372,31 +380,31 @@ def _live() -> None:
     pause = threading.Event()
     while True:
         pause.wait(BEAT)
-        living = [leases.beat() for leases in list(_known)]
+        living = [leases.beat() for leases in _everyone()]
         with _heart_lock:
             if not any(living):
                 _heart = None
                 break
-    for leases in list(_known):  # one that began in between found us alive
+    for leases in _everyone():  # one that began in between found us alive
         if leases.id is not None:
             _start_heart()
 
 
 def _after_fork_in_parent() -> None:
-    for leases in list(_known):
+    for leases in _everyone():
         leases.after_fork(in_child=False)
 
 
 def _after_fork_in_child() -> None:
     global _heart
     _heart = None
-    for leases in list(_known):
+    for leases in _everyone():
         leases.after_fork(in_child=True)
 
 
 @atexit.register
 def _release_all() -> None:
-    for leases in list(_known):
+    for leases in _everyone():
         with contextlib.suppress(Exception):
             leases.release()
 

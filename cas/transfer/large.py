@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cas.errors import ChangedError, DigestMismatchError, TransientRemoteError
+from cas.errors import ChangedError, DigestMismatchError
 from cas.index.digest import Digest
 from cas.index.ingest import Ingest, RangeWriter, Staging
 from cas.index.ranges import Range
@@ -19,7 +19,7 @@ from cas.transfer.folder import require_same
 from cas.transfer.hints import Hints, Known
 from cas.transfer.plan import split
 from cas.transfer.remote import Checksum, RangesIgnoredError, RemoteFile
-from cas.transfer.retry import STREAMS
+from cas.transfer.retry import STREAMS, BrokenOffError
 from cas.transfer.session import Session, unvouched
 from cas.transfer.workers import StoppedError, Workers, wait_all
 
@@ -122,8 +122,8 @@ class LargeFiles:
                 log.info("%s; reading whole files", error)
                 self._ranged = False
                 return attempt.without_donors()
-            except TransientRemoteError as error:
-                if ranged or attempt.streams >= STREAMS or self._session.stop.is_set():
+            except BrokenOffError as error:
+                if attempt.streams >= STREAMS or self._session.stop.is_set():
                     raise
                 log.info("%s; reading it from its start", error)
                 ingest.abort()

@@ -26,6 +26,10 @@ LONGEST_PAUSE = 20.0  # seconds, of our own choice
 LONGEST_ASKED = 120.0  # seconds; a server that asks for more is not waited for longer
 
 
+class BrokenOffError(TransientRemoteError):
+    """One stream broke off in its middle: whoever has its bytes must forget them, and begin it again."""
+
+
 class RetryingRemote:
     """Tries again what is transient: only `TransientRemoteError` is.
 
@@ -76,7 +80,11 @@ class RetryingRemote:
                 self._wait(error, failures)
 
     def stream(self, file: RemoteFile) -> Iterator[Piece]:
-        """Yield all bytes; tried again only as long as none was yielded: the next read may see other bytes."""
+        """Yield all bytes; tried again only as long as none was yielded: the next read may see other bytes.
+
+        Raises:
+            BrokenOffError: it broke off later.
+        """
         failures = 0
         while True:
             started = False
@@ -89,7 +97,7 @@ class RetryingRemote:
             except TransientRemoteError as error:
                 failures += 1
                 if started:
-                    raise
+                    raise BrokenOffError(str(error)) from error
                 self._wait(error, failures)
 
     def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:

@@ -7,13 +7,13 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from cas.errors import ChangedError, ContentError, RemoteError, TransientRemoteError
+from cas.errors import ChangedError, ContentError, RemoteError
 from cas.index.ingest import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY
 from cas.transfer.hints import Hints
 from cas.transfer.remote import RangesIgnoredError, RemoteFile
-from cas.transfer.retry import STREAMS
+from cas.transfer.retry import STREAMS, BrokenOffError
 from cas.transfer.session import Session, unvouched
 from cas.transfer.workers import Workers, wait_all
 
@@ -122,7 +122,7 @@ class SmallFiles:
         for left in range(STREAMS - 1, -1, -1):
             try:
                 return b"".join(map(bytes, self._session.remote.stream(file)))
-            except TransientRemoteError as error:
+            except BrokenOffError as error:
                 if not left or self._session.stop.is_set():
                     raise
                 log.info("%s; reading it from its start", error)
