@@ -135,6 +135,8 @@ class _Connection:
 
     def _relay(self, exchange: Exchange, fault: Fault, answer: object) -> bool:
         head = _head(answer)
+        if not head:  # the server hung up
+            return False
         exchange.status = int(head[0].split(" ")[1])
         headers = _headers(head[1:])
         away = {*fault.without, *(name.lower() for name in fault.headers)}

@@ -84,7 +84,7 @@ class World:
 
 
 def settings_for(home: Path, rng: random.Random) -> Settings:
-    verify = Verify.STRICT if rng.random() < 0.4 else Verify.DEFAULT
+    verify = Verify.STRICT if rng.random() < 0.25 else Verify.DEFAULT
     return Settings(home=home, progress=Progress.OFF, timeout=TIMEOUT, verify=verify, concurrency=rng.choice([1, 4]))
 
 
@@ -125,7 +125,7 @@ def _check(data: bytes, name: str, proof: str, settings: Settings, world: World,
         assert len(data) in {len(version) for version in world.allowed(name)}
         return
     wanted = world.versions[name][-1:] if calm else world.allowed(name)
-    assert data in wanted, f"{name}: {_where(data, world.versions[name])}"
+    assert data in wanted, f"{name} ({proof}): {_where(data, [*world.versions[name], world.elsewhere[name]])}"
 
 
 def _where(data: bytes, versions: list[bytes]) -> str:

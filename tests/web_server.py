@@ -46,9 +46,10 @@ class Site:
         """Write a file that was last changed so many seconds ago."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        then = time.time() - age
-        os.utime(path, (then, then))
+        then, whole = time.time() - age, path.with_name(f"{path.name}.new")
+        whole.write_bytes(data)
+        os.utime(whole, (then, then))
+        whole.replace(path)  # nobody reads a part of it, or the old time
 
     def count(self, method: str, suffix: str = "") -> int:
         return sum(1 for asked, path, _ in self.asked if asked == method and path.endswith(suffix))
@@ -111,7 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._plain(200, body, {"Content-Type": "text/html; charset=utf-8"})
 
     def _file(self, path: Path) -> None:
-        site, data = self.site, path.read_bytes()
+        site = self.site
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # removed in between
+            self._plain(404, b"nothing here")
+            return
         etag = f'"{hashlib.sha1(data).hexdigest()[:20]}"' if site.etag != "none" else None
         if etag and site.etag == "weak":
             etag = f"W/{etag}"

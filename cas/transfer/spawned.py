@@ -174,7 +174,8 @@ def work(task: Mapping[str, Any]) -> None:
         sys.exit(130)
     except CasError as error:
         plain = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float | None)}
-        relay.say(error={"type": type(error).__name__, "message": str(error), "fields": plain})
+        kind = next(one.__name__ for one in type(error).__mro__ if hasattr(errors, one.__name__))
+        relay.say(error={"type": kind, "message": str(error), "fields": plain})
         return
     values = {one.name: getattr(done, one.name) for one in fields(done)}
     relay.say(report={**values, "proofs": dict(done.proofs), "manifest": str(done.manifest.digest)})
