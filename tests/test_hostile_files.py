@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import io
+import json
 import pickle
 import struct
 import warnings
@@ -225,6 +226,122 @@ def test_names_that_run_code_or_touch_files_are_dangerous(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     for split in {(module, attribute), (name.partition(".")[0], name.partition(".")[2])}:
         assert judge(*split) is Verdict.DANGEROUS, split
+
+
+# --- harmless names with senseless arguments ---------------------------------------------------------------------
+
+
+def rebuilt(arguments: bytes, *, key: bytes = b"0", count: int = 1) -> bytes:
+    """A tensor over the storage of an archive's record."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00" + key + b"X\x03\x00\x00\x00cpu"
+    number = b"\x8a\x08" + count.to_bytes(8, "little", signed=True)
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number + b"tQ" + arguments + b"tR."
+
+
+SENSELESS = {
+    "larger than its memory": rebuilt(b"K\x00(M\x10\x27t(K\x01t\x89}"),
+    "before its memory": rebuilt(b"J\xff\xff\xff\xff(K\x01t(K\x01t\x89}"),
+    "behind its memory": rebuilt(b"M\x10\x27(K\x01t(K\x01t\x89}"),
+    "backwards": rebuilt(b"K\x00(K\x02t(J\xff\xff\xff\xfft\x89}"),
+    "of no numbers": rebuilt(b"N(NtNN}"),
+    "a record that is not there": rebuilt(b"K\x00(K\x01t(K\x01t\x89}", key=b"7"),
+    "a record with more than it has": rebuilt(b"K\x00(K\x01t(K\x01t\x89}", count=1 << 40),
+    "a record with fewer than none": rebuilt(b"K\x00(K\x01t(K\x01t\x89}", count=-5),
+    "a parameter of a number": b"\x80\x02ctorch._utils\n_rebuild_parameter\n(K\x01\x88}tR.",
+    "a tensor of too many": b"\x80\x02ctorch\nzeros\n(\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x0ftR.",
+    "a state that does not fit": b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81K\x05b.",
+    "text that is too long": b"\x80\x02coperator\nmul\n(X\x01\x00\x00\x00a\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x0ftR.",
+    "a class that needs arguments": b"\x80\x02cuuid\nUUID\n(X\x01\x00\x00\x00xtR.",
+    "an attribute that is not there": b"cbuiltins\ngetattr\n(ctorch.nn.modules.linear\nLinear\nX\x03\x00\x00\x00foptR.",
+}
+
+
+@pytest.mark.parametrize("what", SENSELESS)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_harmless_names_with_senseless_arguments_end_in_one_line(
+    folder: Path, trace: Path, what: str, mapped: bool
+) -> None:
+    members = [("a/data.pkl", SENSELESS[what]), ("a/version", b"3\n"), ("a/data/0", b"\0\0\0\0")]
+    (folder / "model.pth").write_bytes(zipped(*members))
+    if mapped and what == "a record with more than it has":  # the mapping ends where the file does
+        assert load_folder(folder, from_store=mapped).shape == (1,)
+        return
+    with pytest.raises(CasError) as caught:
+        load_folder(folder, from_store=mapped)
+    assert "\n" not in str(caught.value) and "model.pth" in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["version", "byteorder", ".format_version", ".storage_alignment"])
+def test_senseless_records_of_an_archive_end_in_one_line_or_do_not_matter(folder: Path, trace: Path, name: str) -> None:
+    data = zipped(("a/data.pkl", HARMLESS), ("a/version", b"3\n"), (f"a/{name}", b"nonsense"))
+    refused_or_harmless(folder, data, trace)
+
+
+def test_archive_of_torch_export_is_said_to_be_none_that_loads(folder: Path, trace: Path) -> None:
+    members = [("a/archive_format", b"pt2"), ("a/models/model.json", b"{}"), ("a/data/weights/w.pt", attack(trace))]
+    members += [("a/data/aotinductor/model/lib.so", b"\x7fELF"), ("a/version", b"0")]
+    for name in ("model.pt2", "model.pt"):
+        error = refused_or_harmless(folder, zipped(*members), trace, name)
+        assert isinstance(error, ContentError | NotFoundError)
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = torch.from_file('/tmp/x', True, 8)",
+        "x = ops.image.write_file('/tmp/x', y)",
+        "s = __torch__.torch.classes.dist_c10d.TCPStore.__new__(__torch__.torch.classes.dist_c10d.TCPStore)",
+        "x = getattr(torch, 'from' + '_file')",
+    ],
+)
+def test_program_of_torchscript_that_touches_files_or_the_network_is_refused(folder: Path, line: str) -> None:
+    code = f"class M(Module):\n  def __setstate__(self, state):\n    {line}\n".encode()
+    members = [("a/data.pkl", HARMLESS), ("a/constants.pkl", HARMLESS), ("a/version", b"3\n")]
+    (folder / "model.pt").write_bytes(zipped(*members, ("a/code/__torch__/m.py", code)))
+    with pytest.raises(UnsafeContentError, match="program that writes files or leaves the model"):
+        load_folder(folder)
+
+
+# --- safetensors -------------------------------------------------------------------------------------------------
+
+
+def header(document: object, *, length: int | None = None, data: bytes = b"\0" * 8) -> bytes:
+    text = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+HEADERS = {
+    "longer than the file": header({}, length=1 << 62),
+    "of no length": header(b"", length=0),
+    "of negative length": header({}, length=(1 << 64) - 1),
+    "a list": header([]),
+    "deep": header(b"[" * 100_000),
+    "not JSON": header(b"\xff\xfe{}"),
+    "a type of tomorrow": header(tensor("F1024")),
+    "a shape that is too large": header(tensor(shape=[1 << 62, 1 << 62])),
+    "a negative shape": header(tensor(shape=[-2])),
+    "offsets behind the end": header(tensor(offsets=[0, 1 << 40])),
+    "offsets backwards": header(tensor(offsets=[8, 0])),
+    "offsets of another size": header(tensor(offsets=[0, 4])),
+    "a hole": header(tensor(shape=[1], offsets=[4, 8])),
+    "two of one place": header({**tensor(), "b": tensor()["a"]}),
+    "metadata of numbers": header({"__metadata__": {"a": 1}, **tensor()}),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_hostile_header_of_safetensors_is_an_error_of_one_line(folder: Path, what: str) -> None:
+    pytest.importorskip("safetensors")
+    (folder / "model.safetensors").write_bytes(HEADERS[what])
+    for mapped in (False, True):
+        with pytest.raises(ContentError, match=r"model\.safetensors: not a whole file of safetensors") as caught:
+            load_folder(folder, from_store=mapped)
+        assert "\n" not in str(caught.value)
 
 
 # --- beside a model ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -272,6 +273,67 @@ def attack_class_out_of_a_list(trace: Path) -> bytes:
     )  # fmt: skip
 
 
+def attack_address_of_a_tensor(trace: Path) -> bytes:
+    """The memory of a tensor is wherever the file says: an argument by name."""
+    return b"\x80\x04ctorch\nTensor\n)}" + string("cdata") + b"J\x41\x41\x41\x41s\x92."
+
+
+def attack_address_of_an_allocator(trace: Path) -> bytes:
+    return b"\x80\x04ctorch.storage\nUntypedStorage\n(K\x08t}" + string("allocator") + b"J\x41\x41\x41\x41s\x92."
+
+
+def attack_address_by_a_function(trace: Path) -> bytes:
+    return b"ccopyreg\n__newobj_ex__\n(ctorch\nTensor\n)}" + string("cdata") + b"J\x41\x41\x41\x41stR."
+
+
+def attack_address_in_a_rebuilt_tensor(trace: Path) -> bytes:
+    return (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ccopyreg\n__newobj_ex__\nctorch\nTensor\n(ctorch\nTensor\n)}"
+        + string("cdata") + b"J\x41\x41\x41\x41st}tR."
+    )  # fmt: skip
+
+
+def attack_change_of_a_class_by_a_function(trace: Path) -> bytes:
+    return (
+        b"ctorch._utils\n_set_obj_state\n(ctorch.nn.modules.linear\nLinear\n}" + string("forward")
+        + b"cmath\nsqrt\nstR."
+    )  # fmt: skip
+
+
+def array_type(code: str, fields: bytes, size: int, flags: int) -> bytes:
+    """A type of numpy with a state."""
+    names = b"(" + string("a") + b"t" if fields != b"N" else b"N"
+    state = b"(K\x03" + string("|") + b"N" + names + fields + b"J" + struct.pack("<i", size) + b"K\x01"
+    return b"cnumpy\ndtype\n(" + string(code) + b"tR" + state + b"K" + bytes([flags]) + b"tb"
+
+
+def array_of(kind: bytes) -> bytes:
+    """An array of one element, whose bytes are an address."""
+    return (
+        b"\x80\x03cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR(K\x01(K\x01t" + kind
+        + b"\x89C\x08AAAAAAAAtb."
+    )  # fmt: skip
+
+
+def attack_objects_out_of_bytes(trace: Path) -> bytes:
+    return array_of(array_type("O8", b"N", -1, 0))
+
+
+def attack_objects_in_a_field(trace: Path) -> bytes:
+    field = b"}" + string("a") + b"(" + array_type("O8", b"N", -1, 63) + b"K\x00ts"
+    return array_of(array_type("V8", field, 8, 0))
+
+
+def attack_field_behind_the_end(trace: Path) -> bytes:
+    field = b"}" + string("a") + b"(" + array_type("f8", b"N", -1, 0) + b"M\xff\x7fts"
+    return array_of(array_type("V8", field, 8, 0))
+
+
+def attack_function_in_a_harmless_module(trace: Path) -> bytes:
+    """What a module of torch imports for itself: `typing.TypedDict` compiles text."""
+    return b"ctorch.optim.lr_scheduler\nTypedDict\n(" + string("N") + b"}" + string("a") + string("exec('')") + b"stR."
+
+
 ATTACKS: list[Callable[[Path], bytes]] = [
     value for name, value in sorted(globals().items()) if name.startswith("attack_") and callable(value)
 ]
@@ -454,6 +516,28 @@ def test_functions_of_torch_in_a_module_are_let_through(tmp_path: Path) -> None:
     model.extra = torch.tanh
     torch.save(model, tmp_path / "model.pth")
     assert load(tmp_path / "model.pth").extra is torch.tanh
+
+
+def test_arrays_of_all_types_are_let_through(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    inner = numpy.dtype([("a", "f4"), ("b", "O")])
+    types = ["?", "i1", "<u2", ">f8", "c16", "U5", "S3", "V7", "O", "M8[ns]", "m8[D]", "(2,3)f4", inner]
+    types += [
+        [("x", "f4", (2,)), ("y", inner), ("z", "U2")],
+        numpy.dtype({"names": ["p"], "formats": ["i4"], "offsets": [4], "itemsize": 16}),
+        numpy.dtype([("a", "i1"), ("b", "f8")], align=True),
+        numpy.dtype("i4", metadata={"a": 1}),
+    ]
+    for kind in types:
+        value = [numpy.zeros(3, kind), numpy.zeros(1, kind)[0]]
+        torch.save(value, tmp_path / "model.pth")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, about metadata
+            found, wanted = load(tmp_path / "model.pth"), pickle.loads(pickle.dumps(value, 2))
+        assert found[0].dtype == wanted[0].dtype and (found[0] == wanted[0]).all()
+    for value in (numpy.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), numpy.random.default_rng(1)):
+        torch.save(value, tmp_path / "model.pth")
+        assert type(load(tmp_path / "model.pth")) is type(value)
 
 
 def test_functions_of_packages_may_be_stored_and_not_called(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def may_take_attribute(module: str, name: str, *, own: Callable[[str], bool] = l
     return module.startswith("torch.nn.modules.") or judge(module, name, own=own) is Verdict.VOUCHED
 
 
+def is_harmless_by_place(module: str) -> bool:
+    """Whether classes of a module are harmless for being in it, and not each by its name."""
+    return module.startswith(_HARMLESS_BELOW)
+
+
 def makes_again(module: str, name: str) -> bool:
     """Whether a pickle may call this function of an installed package: extension types name such ones to be made by."""
     return module.startswith(_MADE_BY_FUNCTIONS) and _MAKER.fullmatch(name) is not None
@@ -111,7 +116,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
         " slice str tuple"
     ),
     "collections": _words("Counter OrderedDict UserDict UserList defaultdict deque"),
-    "copyreg": _words("_reconstructor __newobj__ __newobj_ex__"),
+    "copyreg": _words("_reconstructor __newobj__"),
     "_codecs": _words("encode"),
     "argparse": _words("Namespace"),
     "array": _words("_array_reconstructor array"),
@@ -192,4 +197,4 @@ _DANGEROUS_NAMES = {
 # Parts of a dotted name (an attribute of an attribute) that lead out of the package it begins in.
 TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
 
-__all__ = ["TELLING", "Verdict", "judge", "makes_again", "may_take_attribute", "today"]
+__all__ = ["TELLING", "Verdict", "is_harmless_by_place", "judge", "makes_again", "may_take_attribute", "today"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 from cas.errors import UnsafeContentError
+from cas.load import dtypes
 from cas.load.allowlist import TELLING, Verdict, judge, may_take_attribute, today
 
 
@@ -29,15 +30,24 @@ class _InertClass(type):
 class _Inert(metaclass=_InertClass):
     """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
 
+    array_type: dtypes.ArrayType | None = None  # of a numpy.dtype
+
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         cls.is_called = True
         if today(*cls.names) == ("builtins", "str") and [type(one) for one in arguments] == [str]:
             return arguments[0]  # how the name of a module in a scope is pickled (cas/load/sources.py)
+        if named and judge(*cls.names) is Verdict.HARMLESS:  # addresses of memory are given so, and nothing else
+            raise UnsafeContentError(f"it makes a {'.'.join(cls.names)} with the argument {min(named)}")
+        if cls.names in _SETTERS and any(isinstance(one, _InertClass) for one in arguments[:1]):
+            raise UnsafeContentError(f"it changes {'.'.join(arguments[0].names)} itself")
         if _calls_its_first(cls.names) and any(_is_foreign_value(one) for one in arguments[:1]):
             raise UnsafeContentError(f"it gives {'.'.join(cls.names)} a value to call")
         if _hand_over([arguments, named]) and cls.names[0] in ("operator", "_operator"):
             raise UnsafeContentError(f"it gives a name to {'.'.join(cls.names)}")  # and gets what it may not change
-        return object.__new__(cls)
+        inert = object.__new__(cls)
+        if cls.names == _DTYPE:
+            inert.array_type = dtypes.made(arguments)
+        return inert
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -49,6 +59,9 @@ class _Inert(metaclass=_InertClass):
         return _Inert()
 
     def __setstate__(self, state: Any) -> None:
+        if type(self).names == _DTYPE:
+            start = self.array_type or dtypes.ArrayType(0, objects=False)
+            self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
         if not isinstance(state, dict) or type(self).names == ("functools", "partial"):
             _hand_over(state)
 
@@ -80,6 +93,8 @@ def _is_foreign_value(value: object) -> bool:
     return isinstance(value, _Inert) and not type(value).is_own
 
 
+_SETTERS = {("torch._utils", "_set_obj_state")}
+_DTYPE = ("numpy", "dtype")
 _CALLERS = {("functools", "partial"), ("collections", "defaultdict"), ("torch._tensor", "_rebuild_from_type_v2")}
 
 

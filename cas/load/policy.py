@@ -28,7 +28,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import UnsafeContentError
-from cas.load.allowlist import Verdict, judge, makes_again, may_take_attribute, today
+from cas.load.allowlist import Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
 from cas.load.dry_run import Inner, Judged, Name, dry_run, is_plain_attribute
 from cas.load.sources import Sources
 
@@ -139,7 +139,8 @@ class Policy:
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
-        if judge(*asked, own=self.owns) is Verdict.VOUCHED and judge(home, name, own=self.owns) is Verdict.DANGEROUS:
+        by_name = judge(*asked, own=self.owns) is Verdict.HARMLESS and not is_harmless_by_place(asked[0])
+        if not by_name and judge(home, name, own=self.owns) is Verdict.DANGEROUS:
             raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
     def _require_stored(self, subject: str, asked: tuple[str, str], value: object) -> None:

@@ -50,11 +50,17 @@ def check_torchscript(path: Path) -> None:
     reader = torch._C.PyTorchFileReader(str(path))
     for name in reader.get_all_records():
         if name.endswith(".py") and (found := _WRITES_FILES.search(reader.get_record(name))):
-            raise UnsafeContentError(refusal(str(path), found[0].decode("ascii"), "it is a program that writes files"))
+            raise UnsafeContentError(
+                refusal(str(path), found[0].decode("ascii"), "it is a program that writes files or leaves the model")
+            )
 
 
-# Also `getattr`, which can spell the others; what TorchScript itself writes has none of these words.
-_WRITES_FILES = re.compile(rb"\b(?:from_file|getattr|save)\b")
+# Also `getattr`, which can spell the others, files that torchvision reads and writes, and classes of C++ but for those
+# of quantized models (there are stores that listen on the network); what TorchScript itself writes has none of these.
+_WRITES_FILES = re.compile(
+    rb"\b(?:from_file|getattr|save|read_file|write_file)\b"
+    rb"|\btorch\.classes\.(?!(?:quantized|xnnpack|sparse|mkldnn|mkldnn_prepacked|rnn|metal|vulkan)\.)\w+"
+)
 
 
 def _check_zip(source: Path | IO[bytes], policy: Policy, subject: str, options: dict[str, Any]) -> None:

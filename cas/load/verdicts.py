@@ -20,6 +20,7 @@ log = logging.getLogger("cas.load")
 _RULES = (
     "allowlist.py",
     "dry_run.py",
+    "dtypes.py",
     "pickles.py",
     "policy.py",
     "scanning.py",

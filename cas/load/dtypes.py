@@ -1,0 +1,86 @@
+"""Types of arrays of numpy in a pickle: whether what one says of itself can be true.
+
+numpy believes it. A type that holds objects and denies it makes objects out of bytes, that is, of any address; a field
+that lies behind the end of its element reads and writes memory that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cas.errors import UnsafeContentError
+
+_CODE = re.compile(r"[<>|=]?([?a-zA-Z])(\d*)\Z")
+_REFERENCES = 0x01 | 0x02  # flags: its items are counted references, and pickled as a list
+_WIDTH = {"?": 1, "U": 4}  # bytes for each unit of the number behind the letter, where that is not one
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType:
+    """What is known of a type: bytes of one element, and whether there are objects in it."""
+
+    size: int
+    objects: bool
+
+
+def made(arguments: tuple[Any, ...]) -> ArrayType:
+    """Return what `numpy.dtype(…)` makes of the arguments of a pickle.
+
+    Raises:
+        UnsafeContentError: they are none that numpy pickles.
+    """
+    code = arguments[0] if arguments else None
+    found = _CODE.match(code) if isinstance(code, str) else None
+    if found is None:
+        raise UnsafeContentError(f"it makes a numpy.dtype of {code!r:.40}")
+    size = int(found[2] or 1) * _WIDTH.get(found[1], 1)
+    return ArrayType(size, found[1] == "O")
+
+
+def told(start: ArrayType, state: object, of: Callable[[object], ArrayType | None]) -> ArrayType:
+    """Return a type after its state was set; `of` knows the types that the state refers to.
+
+    Raises:
+        UnsafeContentError: the state denies what it consists of.
+    """
+    if not isinstance(state, tuple) or len(state) not in (8, 9):
+        raise _refusal("is not what numpy writes")
+    _, _, array, names, fields, size, _, flags = state[:8]
+    if not isinstance(size, int) or not isinstance(flags, int) or size < -1:
+        raise _refusal("is not what numpy writes")
+    size = start.size if size == -1 else size
+    parts = _fields(names, fields, size, of)
+    if array is not None:
+        inner = of(array[0]) if isinstance(array, tuple) and len(array) == 2 else None
+        if inner is None or inner.size > size:
+            raise _refusal("has elements that are larger than it is")
+        parts = [*parts, inner]
+    objects = start.objects or any(part.objects for part in parts)
+    if (flags & _REFERENCES) != (_REFERENCES if objects else 0):
+        raise _refusal("makes objects out of bytes, or bytes out of objects")
+    return ArrayType(size, objects)
+
+
+def _fields(names: object, fields: object, size: int, of: Callable[[object], ArrayType | None]) -> list[ArrayType]:
+    if fields is None and names is None:
+        return []
+    if not isinstance(fields, Mapping):
+        raise _refusal("has fields that are none")
+    parts = []
+    for field in fields.values():
+        inner = of(field[0]) if isinstance(field, tuple) and len(field) in (2, 3) else None
+        at = field[1] if inner is not None else None
+        if inner is None or not isinstance(at, int) or at < 0 or at + inner.size > size:
+            raise _refusal("has a field that lies outside of it")
+        parts.append(inner)
+    return parts
+
+
+def _refusal(why: str) -> UnsafeContentError:
+    return UnsafeContentError(f"it makes a numpy.dtype that {why}")
+
+
+__all__ = ["ArrayType", "made", "told"]
