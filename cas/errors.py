@@ -6,8 +6,8 @@
     ├── UsageError (ValueError)   2  the call or the command is wrong
     │   └── ExperimentConflictError      2  what is said of an experiment or trial contradicts what was said before
     ├── NotFoundError (LookupError)      3  no such experiment, trial, checkpoint, file or folder
-    │   └── CheckpointNotFoundError      3  a checkpoint's files are in no place that was asked
-    ├── ContentError              4  bytes, names or records are not what they must be
+    │   └── CheckpointNotFoundError      3  its files are in no place that was asked (their only copy may be damaged)
+    ├── ContentError              4  bytes, names or records are not what they must be; `check` found damage
     │   ├── DigestMismatchError   4  bytes do not have the digest or checksum that was declared
     │   ├── UnsafeNameError       4  a name from outside would leave the target or cannot be kept
     │   └── ForeignContentError   4  a target folder holds other content, which is left alone

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +34,23 @@ class Kill:
 
 
 def each_kill(
-    folder: Path, setup: Operation, operation: Operation, *, at_most: int = 400
+    folder: Path,
+    setup: Operation,
+    operation: Operation,
+    *,
+    at_most: int | None = None,
+    moments: Sequence[str] = ("before", "after"),
 ) -> Iterator[tuple[Kill, Path]]:
     """Yield each place where `operation` was killed, and the home that it left; `setup` prepares every home.
 
-    With more than `at_most` steps, only every second (third, …) one is killed.
+    With more than `at_most` steps, only every second (third, …) one is killed. Long operations may be killed only
+    "before" each: what is on the disk after a step is there before the next one too, and after the last is the end.
     """
     steps = count_steps(folder / "counted", setup, operation)
     assert steps, "the operation changes nothing"
-    stride = -(-len(steps) // at_most)
+    stride = -(-len(steps) // (at_most or len(steps)))
     for number in range(0, len(steps), stride):
-        for moment in ("before", "after"):
+        for moment in moments:
             home = folder / "killed"
             killed = _run(home, setup, operation, _Killer(number, moment))
             # With threads, the step of this number may not be reached: then the run ended well.

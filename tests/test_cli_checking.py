@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli import blobs, stocked_shell
+from cli import UUIDS, blobs, stocked_shell
 
 pytestmark = pytest.mark.slow
 
@@ -90,15 +90,38 @@ def test_check_says_what_repair_would_do_and_does_it(shell, tmp_path):
 
 
 def test_what_cannot_be_repaired_is_named_and_exits_4(shell):
-    damage(blobs(shell)[0])
+    damage(path := blobs(shell)[0])
 
+    seen = shell.run("check")
     ended = shell.run("check", "--repair")
     found = json.loads(shell.run("check", "--repair", "--json").out)
 
+    (held,) = shell.home.glob("aside/*")
+    only = "it was the only copy: no file here has its bytes, and it has no origin"
+    assert seen.code == 4 and f"it lies in {held} now; {only}" in seen.out
+    assert "download" not in seen.out
     assert ended.code == 4
-    assert "not repaired: damaged blob: " in ended.out and "it was the only copy" in ended.out
+    assert f"not repaired: missing blob: {path}: {only}" in ended.out
+    assert f"not repaired: put aside: {held}: it stays: what it was is not here again" in ended.out
+    assert f"still missing blob: {path}: " in ended.out
     assert "1 still damaged" in ended.out
     assert [problem["kind"] for problem in found["left"]] == ["missing blob"]
+
+
+def test_a_damaged_only_copy_ends_a_download_with_3_and_a_check_with_4(shell):
+    damage(blobs(shell)[0])
+
+    for words in (("view", UUIDS[1]), ("checkpoint", "download", UUIDS[1], "-o", "got")):
+        ended = shell.run(*words)
+        assert ended.code == 3 and "is damaged or gone, and it was added locally" in ended.line
+    assert shell.run("check").code == 4
+
+
+def test_what_has_an_origin_says_what_brings_it_back(shell, tmp_path):
+    shell.run("trial", "download", "1", "--latest", "-o", "mine").ok  # noqa: B018
+    damage(next(path for path in blobs(shell) if path.read_bytes() == b"c" * 1000))
+
+    assert f"; a repair brings it back from {tmp_path}/mine/common" in shell.run("check").out
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_export_says_what_it_wrote_as_json(shell):
         (("export", "x.tar", UUIDS[0]), 2, "must be a checkpoint UUID, not 'x.tar'; the file comes last"),
         (("export", UUIDS[2], "x.tar"), 3, "knows no checkpoint"),
         (("export", UUIDS[0], "-", "--json"), 2, "name a file"),
-        (("export", UUIDS[0], "no/such/x.tar"), 1, "no/such"),
+        (("export", UUIDS[0], "no/such/x.tar"), 3, "no/such to write x.tar into"),
         (("export", UUIDS[0], "model"), 2, "exists already"),
         (("import",), 2, "say which file: cas import <file>"),
         (("import", "no.tar"), 3, "there is no file no.tar"),

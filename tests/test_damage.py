@@ -7,12 +7,14 @@ a chosen hard link, a pin, a lease, an interrupted transfer. One file is damaged
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import random
 import shutil
 import signal
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from cas.checkpoint import Checkpoint
 from cas.cli import commands, main
 from cas.config import Progress, Settings
 from cas.errors import CasError
+from cas.index import chunkstore
+from cas.index.cutting import cut_file
 from cas.index.digest import Digest
 from cas.index.store import Store
 from cas.registry.catalog import Catalog
@@ -35,8 +39,20 @@ from cas.registry.remembering import remember
 pytestmark = pytest.mark.slow
 
 BYTES = random.Random(8)
-FAR = {"model": BYTES.randbytes(30_000), "code/a.py": b"a = 1\n", "same": b"in both" * 1000}
+
+
+def zipped(content: bytes) -> bytes:
+    """An archive as frameworks write them: its records are stored as they are."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("data/0"), content)
+    return file.getvalue()
+
+
+ZIP = zipped(BYTES.randbytes(9000))
+FAR = {"model": BYTES.randbytes(30_000), "code/a.py": b"a = 1\n", "same": b"in both" * 1000, "far.zip": ZIP}
 MINE = {"weights": BYTES.randbytes(20_000), "code/b.py": b"b = 2\n", "same": b"in both" * 1000, "empty": b""}
+MINE["mine.zip"] = zipped(BYTES.randbytes(9000))
 REGISTRY = "http://master"
 
 
@@ -95,6 +111,7 @@ def home(origin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(base / "user"))
     monkeypatch.setattr(commands, "build", BUILT)
+    monkeypatch.setattr(chunkstore, "LEAST_ZIP", 1)  # else archives would have to be large
     monkeypatch.chdir(base)
     handlers, interrupt = logging.getLogger("cas").handlers[:], signal.getsignal(signal.SIGINT)
     try:
@@ -127,12 +144,19 @@ def _made(base: Path, origin: Path) -> Home:
     home = Home(base, settings, far, mine)
     assert home.read(far) == FAR and home.read(mine) == MINE
     store.pins.add(OTHER_UUID)
-    staging = store.staging("file x")
-    with pytest.raises(ZeroDivisionError), staging, staging.ingest(9, source="s") as ingest:
-        ingest.write_at(0, b"123")
-        raise ZeroDivisionError
+    with store.staging("chunks") as staging:
+        for data in (FAR["model"], MINE["weights"], FAR["far.zip"], MINE["mine.zip"]):
+            store.chunks.put(Digest.of(data), cut_file(home.blob(data)), staging.folder)
+    assert store.chunks.index.has_parts() and not store.chunks.index.chunks([])
+    for name in ("x", "y"):
+        staging = store.staging(f"file {name}")
+        with pytest.raises(ZeroDivisionError), staging, staging.ingest(9, source=name) as ingest:
+            ingest.write_at(0, b"123")
+            raise ZeroDivisionError
     (settings.home / "leases" / "0123456789abcdef").mkdir(parents=True)
     (settings.home / "leases" / "0123456789abcdef" / "beat").write_bytes(b'{"command":"x","pid":1,"host":"h"}')
+    for path in (*settings.home.glob("facts/*.jsonl"), *settings.home.glob("records/*/*.jsonl")):
+        path.with_name("elsewhere.0.jsonl").write_bytes(path.read_bytes().splitlines(keepends=True)[0])
     return home
 
 
@@ -200,24 +224,41 @@ def a_link(path: Path) -> None:
 
 def swapped(path: Path) -> None:
     """The bytes of another file of the same kind under this name, and the other way round."""
-    folder = path.parent.parent if path.parent.parent.name in ("blobs", "manifests") else path.parent
-    others = sorted(one for one in folder.rglob("*") if one.is_file() and one != path and one.name != "CACHEDIR.TAG")
-    if not others:
-        pytest.skip("there is no other file of its kind")
+    folder, pattern = next(
+        (above, pattern) for above in path.parents for pattern in KINDS if path in above.glob(pattern)
+    )
+    other = next(one for one in sorted(folder.glob(pattern)) if one.is_file() and one != path)
+    for one in (path, other):  # in views, folders are read-only
+        one.parent.chmod(0o755)
     temporary = path.with_name("x")
     path.rename(temporary)
-    others[0].rename(path)
-    temporary.rename(others[0])
+    other.rename(path)
+    temporary.rename(other)
 
 
+# Where files of one kind lie; of each there are two.
+KINDS = (
+    *("blobs/??/*", "manifests/??/*", "refs/*/*/*", "facts/*.jsonl", "records/*/*.jsonl", "chunks/??/*.parts"),
+    *("chunks/??/*", "ingest/*/*/*.journal", "ingest/*/*/*.data", "ingest/*/*/claim", "views/*/stamp.json"),
+    *("views/*/tree/*", "views/*/tree/*/*", "linked/*"),
+)
 DAMAGES = (flip, rot, delete, half, emptied, zeroed, longer, a_folder, a_pipe, a_link, swapped)
 
 
 def first(home: Home, pattern: str) -> Path:
-    found = sorted(home.path.glob(pattern))
-    if not found:
-        pytest.skip(f"there is no {pattern}")
-    return found[0]
+    return sorted(home.path.glob(pattern))[0]
+
+
+def chunk_list(home: Home, data: bytes) -> Path:
+    path = Store(home.path).layout.chunks(Digest.of(data))
+    assert path.exists()
+    return path
+
+
+def of_a_damaged_blob(home: Home) -> Path:
+    """The list by which a blob would be mended chunk by chunk."""
+    flip(home.blob(FAR["model"]))
+    return chunk_list(home, FAR["model"])
 
 
 def manifest_of(home: Home, record: CheckpointRecord) -> Path:
@@ -237,7 +278,10 @@ PLACES: dict[str, Callable[[Home], Path]] = {
     "facts": lambda home: first(home, "facts/*.jsonl"),
     "records of a master": lambda home: first(home, "records/http*/*.jsonl"),
     "records of our own": lambda home: first(home, "records/local/*.jsonl"),
-    "a chunk list": lambda home: first(home, "chunks/??/*"),
+    "a chunk list": lambda home: chunk_list(home, FAR["model"]),
+    "a chunk list of a damaged blob": of_a_damaged_blob,
+    "a part list": lambda home: first(home, "chunks/??/*.parts"),
+    "the index of chunks": lambda home: first(home, "chunks-*.sqlite3"),
     "a journal": lambda home: first(home, "ingest/*/*/*.journal"),
     "interrupted bytes": lambda home: first(home, "ingest/*/*/*.data"),
     "a claim": lambda home: first(home, "ingest/*/*/claim"),
@@ -258,12 +302,14 @@ CODES = {0, 1, 2, 3, 4, 8}
 
 
 # Of small files that hold nothing but a claim, a time or a hint, these stand for all.
-SMALL = ("a claim", "interrupted bytes", "a heartbeat", "a pin", "a mark of use", "the index", "a chunk list")
+SMALL = ("a claim", "interrupted bytes", "a heartbeat", "a pin", "a mark of use", "the index", "the index of chunks")
+ALONE = ("format.json",)  # of a store there is one
 CASES = [
     pytest.param(place, damage, id=f"{place}-{damage.__name__}")
     for place in PLACES
     for damage in DAMAGES
-    if place not in SMALL or damage in (flip, delete, emptied, a_pipe)
+    if (place not in SMALL or damage in (flip, delete, emptied, a_pipe))
+    and (place not in ALONE or damage is not swapped)
 ]
 
 

@@ -106,9 +106,9 @@ def by_steps(home: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [at_once, by_steps])
-def test_killed_prune(act: Operation, folder: Path) -> None:
+def test_prune_killed_before_every_step(act: Operation, folder: Path) -> None:
     count = 0
-    for kill, home in each_kill(folder, two, act, at_most=40):
+    for kill, home in each_kill(folder, two, act, moments=["before"]):
         try:
             is_sound(home)
             complete(home, act)

@@ -549,7 +549,7 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_killed_repairs_leave_no_lie_and_go_on(memory: Path) -> None:
+def test_repairs_killed_before_every_step_leave_no_lie_and_go_on(memory: Path) -> None:
     origin_of(memory)
     local = origin_of(memory / "more", {"weights": b"w" * 9000, "b": b"b"}, OTHER_UUID)
 
@@ -573,7 +573,7 @@ def test_killed_repairs_leave_no_lie_and_go_on(memory: Path) -> None:
         repairing.repair(store, problems, Settings(home=home, progress=Progress.OFF, concurrency=1))
 
     count = 0
-    for kill, home in each_kill(memory / "homes", setup, act, at_most=10):
+    for kill, home in each_kill(memory / "homes", setup, act, moments=["before"]):
         store = Store(home)
         for path in home.glob("blobs/??/*"):  # a reader is never given what is wrong
             found = store.blobs.locate(Digest(path.parent.name + path.name))
@@ -589,4 +589,4 @@ def test_killed_repairs_leave_no_lie_and_go_on(memory: Path) -> None:
             assert there == files, kill
         store.close()
         count += 1
-    assert count > 10
+    assert count > 60

@@ -22,6 +22,7 @@ from cas.config import Settings
 from cas.errors import CasError, ContentError, NotAllowedError
 from cas.index import disk, place
 from cas.index.check import check
+from cas.index.cutting import cut_file
 from cas.index.digest import Digest
 from cas.index.records import NewRecord
 from cas.index.remove import execute_remove, plan_remove
@@ -47,6 +48,9 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def stock(home: Path) -> None:
     store = Store(home)
     tagged(store, UUID, FILES, durable=True)
+    with store.staging("chunks") as staging:
+        store.chunks.put(Digest.of(LARGE), cut_file(store.layout.blob(Digest.of(LARGE))), staging.folder)
+    assert not store.chunks.index.has_parts()  # makes its file
     store.records.add("local", [NewRecord("checkpoint", UUID, {"a": 1})])
     make_view(store, manifest_of(FILES))
     store.close()
@@ -126,7 +130,7 @@ def test_a_sealed_store_has_no_views_no_index_and_can_be_read_by_everybody(tmp_p
         seal(home)
     finally:
         os.umask(old)
-    assert not list(home.glob("index-*")) and not list(home.glob("chunks/index-*"))
+    assert not list(home.glob("index-*")) and not list(home.glob("chunks-*"))
     assert [path.name for path in (home / "views").iterdir()] == ["CACHEDIR.TAG"]
     for path in (home, *home.rglob("*")):
         wanted = 0o555 if path.is_dir() else 0o444

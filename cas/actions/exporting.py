@@ -62,7 +62,7 @@ def export(uuids: Iterable[str], file: str | Path, *, settings: Settings | None 
 
     Raises:
         UsageError: the file exists, or a UUID is none.
-        NotFoundError: nothing here knows such a checkpoint, or its files are nowhere.
+        NotFoundError: nothing here knows such a checkpoint, or its files are nowhere; there is no such folder.
         NoSpaceError: it will not fit, or the disk became full; nothing is left of it.
         ContentError: a blob turned out to be damaged; it is aside now, and nothing is left of the file.
     """
@@ -74,6 +74,8 @@ def export(uuids: Iterable[str], file: str | Path, *, settings: Settings | None 
     path = None if str(file) == STREAM else users_path(file)
     if path is not None and os.path.lexists(path):
         raise UsageError(f"{path} exists already; remove it, or choose another name")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise NotFoundError(f"there is no folder {path.absolute().parent} to write {path.name} into")
     with contextlib.ExitStack() as claims:
         for uuid in wanted:
             claims.enter_context(store.leases.claim(uuid))

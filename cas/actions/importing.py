@@ -12,7 +12,7 @@ from typing import Any
 
 from cas.checkpoint import digests_of, users_path
 from cas.config import Settings
-from cas.errors import ContentError, NotFoundError, UsageError
+from cas.errors import ContentError, DigestMismatchError, NotFoundError, UsageError
 from cas.index import disk
 from cas.index.bundle import Exported, Head, Member, members, read_head, record_names, ref_names, said_of
 from cas.index.digest import Digest
@@ -157,7 +157,11 @@ class _Import:
             for piece in member.pieces():
                 ingest.write(piece)
                 advance(len(piece))
-            ingest.commit(digest, durable=True)
+            try:
+                ingest.commit(digest, durable=True)
+            except DigestMismatchError as error:
+                said = f"its member {member.name}"
+                raise DigestMismatchError(said, expected=error.expected, actual=error.actual) from None
         self._blobs += 1
         self._size += member.size
 

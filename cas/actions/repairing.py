@@ -17,7 +17,7 @@ from cas.index.copies import Copies, peek_manifest
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.problems import Kind, Problem
-from cas.index.repair import RepairPlan, Result, execute_repair, plan_repair
+from cas.index.repair import Remedy, RepairPlan, Result, Step, execute_repair, plan_repair
 from cas.index.store import Store
 from cas.pull.origin import Origin
 from cas.registry.catalog import Catalog
@@ -35,15 +35,43 @@ _MANIFESTS = (Kind.DAMAGED_MANIFEST, Kind.MISSING_MANIFEST)
 def check(
     store: Store,
     *,
+    settings: Settings | None = None,
     deep: bool = False,
     rate: int | None = None,
     anew: bool = False,
     put_aside: bool = True,
     advance: Advance | None = None,
 ) -> CheckReport:
-    """Check a store, records included; the arguments are those of `cas.index.check.check`."""
+    """Check a store, records included; of what is lost, say what can be done about it.
+
+    The arguments are those of `cas.index.check.check`, and the `settings` by which origins are found (default
+    `Settings.load()`); none is asked.
+    """
     report = quick.check(store, deep=deep, rate=rate, anew=anew, put_aside=put_aside, advance=advance)
-    return replace(report, problems=(*report.problems, *lost_refs(store)))
+    problems = (*report.problems, *lost_refs(store))
+    if any(problem.kind in (*_BLOBS, *_MANIFESTS) for problem in problems):
+        problems = tuple(_advised(store, problems, settings or Settings.load()))
+    return replace(report, problems=problems)
+
+
+def _advised(store: Store, problems: Iterable[Problem], settings: Settings) -> Iterator[Problem]:
+    """Say of each lost blob and manifest where it can come from, or that nothing here has it."""
+    found = list(problems)
+    lost = [problem for problem in found if problem.kind in (*_BLOBS, *_MANIFESTS)]
+    steps = {step.problem.digest: step for step in plan(store, lost, settings).steps}
+    for problem in found:
+        step = steps.get(problem.digest) if problem.kind in (*_BLOBS, *_MANIFESTS) else None
+        yield problem if step is None else replace(problem, message=f"{problem.message}; {_advice(step)}")
+
+
+def _advice(step: Step) -> str:
+    if step.remedy is Remedy.KEEP:
+        return step.source
+    if step.remedy in (Remedy.FETCH, Remedy.ASK):
+        return f"downloading it, or a repair, brings it back from {step.source}"
+    return (
+        f"a repair mends {step.source}" if step.remedy is Remedy.MEND else f"a repair brings it back from {step.source}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +99,13 @@ def repair(store: Store, problems: Iterable[Problem], settings: Settings) -> Rep
     planned = _plan(store, list(problems), sources)
     results = execute_repair(store, planned, sources)
     # Manifests that are back may name blobs that are not here, and what was aside may be gone.
-    left = check(store).damage
+    left = check(store, settings=settings).damage
     again = [problem for problem in left if problem.kind in _BLOBS and _is_new(problem, planned)]
     if again:
         more = _plan(store, again, sources := _Sources(store, settings))
         results += execute_repair(store, more, sources)
         planned = RepairPlan((*planned.steps, *more.steps))
-        left = check(store).damage
+        left = check(store, settings=settings).damage
     return RepairReport(planned, tuple(results), left)
 
 

@@ -60,6 +60,7 @@ def check(args: argparse.Namespace) -> int:
     with reaching(chosen.progress, "checked") as advance:
         report = repairing.check(
             opened,
+            settings=chosen,
             deep=args.deep,
             rate=args.rate,
             anew=args.anew,

@@ -333,11 +333,33 @@ class Blobs:
             return None
         if not os.path.lexists(held):  # another process judged it first, and linked it back or removed it
             return None
-        held = self._name_bad(held, digest)
+        held = self._give_to_its_own(held, digest) or self._name_bad(held, digest)
         log.warning("blob %s has other bytes than its name says; it lies in %s now", digest, held)
         for call in self._when_bad:
             call(digest)
         return held
+
+    def _give_to_its_own(self, held: Path, digest: Digest) -> Path | None:
+        """Give a file of ours whose bytes are another blob's that was here to that one: it may be the only copy."""
+        try:
+            fd = disk.open_file(held)
+        except OSError:
+            return None
+        try:
+            own = Digest.of_file(fd) if disk.is_ours(os.fstat(fd)) else digest
+            if own == digest or not self._facts.blob(own):
+                return None
+            disk.rename(held, moved := self._layout.aside(own.hex))
+        except OSError as error:
+            log.info("%s is not given to the blob whose bytes it has: %s", held, error)
+            return None
+        finally:
+            os.close(fd)
+        path = self._layout.blob(own)
+        if os.path.lexists(path):  # it is here, or as wrong as this one was
+            return moved
+        self.link_back(moved, own)
+        return path
 
     def _name_bad(self, held: Path, digest: Digest) -> Path:
         """Say in the name that it was hashed and found wrong: its signature may still be the one that facts name."""

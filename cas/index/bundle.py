@@ -266,7 +266,8 @@ class Member:
         """
         data = self.read(MAX_BYTES)
         if Digest.of(data) != self.digest:
-            raise DigestMismatchError(self.name, expected=str(self.digest), actual=str(Digest.of(data)))
+            said = f"its member {self.name}"
+            raise DigestMismatchError(said, expected=str(self.digest), actual=str(Digest.of(data)))
         return Manifest.parse(data)
 
     def payloads(self) -> Iterator[dict[str, Any]]:

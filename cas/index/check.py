@@ -204,7 +204,7 @@ class _Blobs:
             log.warning("cannot move the damaged blob %s away: %s", digest, error)
             held = None
         where = f"it lies in {held} now" if held else "it could not be moved away"
-        return f"{text}; {where}; the next download of a checkpoint with it heals it"
+        return f"{text}; {where}"
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -242,7 +242,7 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
                 continue
             if manifest is None:
                 kind = Kind.DAMAGED_MANIFEST if existed else Kind.MISSING_MANIFEST
-                text = f"checkpoint {uuid} of {registry} cannot be listed without it; download it again"
+                text = f"checkpoint {uuid} of {registry} cannot be listed without it"
                 yield Problem(kind, path, text, digest, checkpoint=(registry, uuid))
                 continue
             for entry in manifest.files:
@@ -250,7 +250,7 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
                     continue
                 needed.add(entry.digest)
                 if not blobs.has(entry.digest):
-                    text = f"{entry.path} of checkpoint {uuid} of {registry} is not here; downloading it brings it back"
+                    text = f"{entry.path} of checkpoint {uuid} of {registry} is not here"
                     where = store.layout.blob(entry.digest)
                     yield Problem(Kind.MISSING_BLOB, where, text, entry.digest, entry.size, (registry, uuid))
     for digest, size in blobs.sizes.items():

@@ -36,7 +36,7 @@ class Severity(StrEnum):
 _DEBRIS = {Kind.UNREFERENCED, Kind.ABANDONED, Kind.ASIDE, Kind.DAMAGED_VIEW}
 
 REMEDIES = {
-    Kind.DAMAGED_BLOB: "brings the bytes back, from a copy on this disk or from the origin; then the damaged file goes",
+    Kind.DAMAGED_BLOB: "brings the bytes back, from a copy on this disk or from the origin; the damaged file goes then",
     Kind.MISSING_BLOB: "brings the bytes back, from a copy on this disk or from the origin",
     Kind.DAMAGED_MANIFEST: "makes it again, from a view, a downloaded folder or the origin, where its digest comes out",
     Kind.MISSING_MANIFEST: "makes it again, from a view, a downloaded folder or the origin, where its digest comes out",

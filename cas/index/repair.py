@@ -208,9 +208,26 @@ def execute_repair(store: Store, plan: RepairPlan, sources: Sources) -> list[Res
                 raise known from error
             results.append(Result(step, False, str(error)))
             continue
-        results.append(Result(step, text is not None, text if text is not None else step.source))
+        results.append(Result(step, text is not None, _why_not(step) if text is None else text))
     store.blobs.drop_healed()
     return results
+
+
+def _why_not(step: Step) -> str:
+    """Say why a step that was tried solved nothing."""
+    return _IN_VAIN[step.remedy].format(step.source) if step.remedy in _IN_VAIN else step.source
+
+
+_IN_VAIN = {
+    Remedy.COPY: "{} has other bytes by now",
+    Remedy.MEND: "not enough of it is left here",
+    Remedy.FETCH: "{} does not have it",
+    Remedy.REBUILD: "{} says something else by now",
+    Remedy.ASK: "{} does not have it",
+    Remedy.RETAG: "the manifest {} fits no longer",
+    Remedy.PROTECT: "it is gone, or damaged, by now",
+    Remedy.REMOVE: "it stays: what it was is not here again, whole, and this may be the only copy",
+}
 
 
 def repair_blob(store: Store, digest: Digest, files: Iterable[Path]) -> Path | None:

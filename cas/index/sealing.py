@@ -170,7 +170,7 @@ def _tidy(store: Store) -> None:
             disk.remove_tree(folder)
     for name in _NOT_NEEDED:
         disk.remove_tree(store.home / name)
-    for path in (*store.home.glob("index-*"), *(store.home / "chunks").glob("index-*")):
+    for path in (*store.home.glob("index-*"), *store.home.glob("chunks-*")):
         disk.unlink(path)
 
 
