@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
-from stores import OTHER_UUID, UUID, manifest_of, tagged
-from users import ANNA, BOB, TEAM, as_user
+from stores import OTHER_UUID, UUID, lies, manifest_of, tagged
+from users import ANNA, BOB, TEAM, as_user, start_as_user, wait
 
+from cas.cli import main
 from cas.config import Settings, Shared
-from cas.errors import CasError
+from cas.errors import CasError, NotAllowedError
 from cas.index import disk
+from cas.index import prune as prune_module
+from cas.index import remove as remove_module
 from cas.index.check import check
 from cas.index.digest import Digest
+from cas.index.prune import PruneReport, Rules, execute, plan_prune
 from cas.index.records import NewRecord
 from cas.index.remove import execute_remove, plan_remove
+from cas.index.stock import Stock, take_stock
 from cas.index.store import Store, store_of
 from cas.load.views import LinkMode, find_view, make_view
 
@@ -149,6 +156,130 @@ def test_one_member_removes_what_another_brought(home: Path) -> None:
 def test_the_index_of_a_groups_store_lies_where_no_colleague_can_write(home: Path) -> None:
     bob(lambda: Store(home).has(MODEL) and None)
     assert not list(home.glob("index-*"))
+
+
+# --- pruning what another brought -----------------------------------------------------------------------------
+
+
+def prune_all(home: Path) -> PruneReport:
+    """Prune everything that may go; others may be at work."""
+    store, rules = Store(home), Rules(max_size=0)
+    plan = plan_prune(take_stock(store, lambda uuid: False), rules)
+    return execute(store, plan, lambda uuid: False)
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune_module, "GRACE", 0.0)
+    monkeypatch.setattr(remove_module, "GRACE", 0.0)
+
+
+def test_a_member_prunes_what_another_brought(home: Path, no_grace: None) -> None:
+    def prune() -> None:
+        assert prune_all(home).gone == (UUID,)
+        report = prune_all(home)  # what was put aside is deleted
+        assert report.closed == () and not list(home.glob("blobs/??/*")) and not list(home.glob("refs/*/*/*"))
+
+    bob(prune)
+    anna(lambda: tagged(Store(home), UUID, FILES) and None)
+    assert lies(home) == []
+
+
+def test_what_a_member_uses_stays_when_another_prunes(home: Path, open_folder: Path, no_grace: None) -> None:
+    """Anna's lease, and then her view, are honoured; when she has ended it goes."""
+    (open_folder / "signs").mkdir(mode=0o777)
+    (open_folder / "signs").chmod(0o777)
+
+    def use() -> None:
+        store = Store(home)
+        manifest = store.resolve("local", UUID)
+        assert manifest is not None
+        with store.leases.claim(UUID):
+            sign(open_folder, "claimed")
+            await_sign(open_folder, "pruned")
+            view = make_view(store, manifest)
+            assert content(view.path) == FILES
+
+    def prune() -> None:
+        await_sign(open_folder, "claimed")
+        (stays,) = [one for one in plan_prune(stock_of(home), Rules(max_size=0)).staying if one.uuid == UUID]
+        assert "in use by" in stays.reason
+        report = prune_all(home)
+        sign(open_folder, "pruned")
+        assert report.gone == () and len(list(home.glob("blobs/??/*"))) == 3
+
+    pids = [start_as_user(uid, call, groups=(TEAM,), umask=0o077) for uid, call in ((ANNA, use), (BOB, prune))]
+    assert [wait(pid) for pid in pids] == [0, 0]
+    assert lies(home) == []
+
+
+def stock_of(home: Path) -> Stock:
+    return take_stock(Store(home), lambda uuid: False)
+
+
+def sign(folder: Path, name: str) -> None:
+    (folder / "signs" / name).touch()
+
+
+def await_sign(folder: Path, name: str) -> None:
+    end = time.monotonic() + 60
+    while not (folder / "signs" / name).exists():
+        assert time.monotonic() < end, f"nobody gave the sign {name!r}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("program", ["prune", "rm"])
+def test_files_that_a_member_closed_are_named_and_the_rest_goes(
+    program: str, home: Path, no_grace: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 8, nothing broken; their owner can remove them, and a download brings the checkpoint again."""
+    place = Store(home).layout.blob(MODEL)
+
+    def close() -> None:
+        place.parent.chmod(0o2755)
+
+    def act() -> None:
+        words = ["rm", UUID, "--yes"] if program == "rm" else ["prune", UUID, "--yes"]
+        assert main.run([*words, "--home", str(home)], "cas") == NotAllowedError.exit_code
+        assert place.exists() and Store(home).refs.registries(UUID) == []
+        assert main.run(["prune", "--home", str(home)], "cas") == NotAllowedError.exit_code  # again, and no worse
+        assert [path for path in home.glob("blobs/??/*") if path != place] == []
+        assert check(Store(home), deep=True).damage == ()
+
+    def remove_own() -> None:
+        report = prune_all(home)
+        report = prune_all(home)
+        assert report.closed == () and not place.exists()
+        tagged(Store(home), UUID, FILES)
+
+    anna(close)
+    bob(act)
+    told = capfd.readouterr()
+    assert told.err.count(f"{place} stays: another user closed its folder, and can remove it") == 2
+    assert "Traceback" not in told.err
+    anna(remove_own)
+    assert lies(home) == []
+
+
+def test_a_checkpoint_whose_refs_a_member_closed_stays_whole(home: Path, no_grace: None) -> None:
+    def close() -> None:
+        Store(home).layout.refs("local", UUID).chmod(0o2755)
+
+    def prune() -> None:
+        report = prune_all(home)
+        (stayed,) = report.stayed
+        assert (
+            report.gone == () and stayed.uuid == UUID and "is another user's, who alone can remove it" in stayed.reason
+        )
+
+    def look() -> None:
+        store = Store(home)
+        manifest = store.resolve("local", UUID)
+        assert manifest is not None and content(make_view(store, manifest).path) == FILES
+
+    anna(close)
+    bob(prune)
+    anna(look)
 
 
 # --- what one can do to the other ------------------------------------------------------------------------------
@@ -335,6 +466,11 @@ def test_links_planted_in_the_store_lead_nobody_outside(home: Path, open_folder:
             store.put(b"new" * 5000)  # facts would go through the link
         assert (precious / "profile").read_text() == "mine"
         (home / "facts" / store.layout.facts.name).unlink()
+        with pytest.raises(CasError, match="is a symbolic link, and a store has none there"):
+            store.put(b"new" * 5000)
+        for path in (home / "ingest").iterdir():
+            if path.is_symlink():
+                path.unlink()
         store.put(b"new" * 5000)
         with store.staging("k"):
             pass
@@ -372,6 +508,107 @@ def test_a_folder_that_is_a_link_is_refused_before_anything_goes_there(
 
     anna(make_precious)
     bob(plant)
+    anna(work)
+
+
+@pytest.mark.parametrize("act", ["put", "tag", "remove", "put aside", "note", "empty"])
+def test_a_link_that_is_planted_while_the_store_is_open_leads_nobody_outside(
+    act: str, home: Path, open_folder: Path
+) -> None:
+    """Anna's process has looked at the store when Bob plants the link: it writes and removes nothing behind it."""
+    precious, new = open_folder / "anna", b"new" * 5000
+    (open_folder / "signs").mkdir(mode=0o777)
+    (open_folder / "signs").chmod(0o777)
+    layout = Store(home).layout
+    where = {
+        "put": layout.blob(Digest.of(new)).parent,
+        "tag": home / "refs" / "local",
+        "remove": layout.blob(MODEL).parent,
+        "put aside": layout.blob(MODEL).parent,
+        "note": home / "records" / "local",
+        "empty": home / "ingest" / "0123456789abcdef",
+    }[act]
+
+    def make_precious() -> None:
+        precious.mkdir(mode=0o755)
+        for name in (MODEL.hex[2:], UUID):
+            (precious / name).write_text("years")
+
+    def work() -> None:
+        store = Store(home)
+        manifest = store.resolve("local", UUID)
+        assert manifest is not None and store.has(MODEL)
+        planned = plan_remove(store, UUID)
+        sign(open_folder, "opened")
+        await_sign(open_folder, "planted")
+        before = {path: (path.read_text(), path.stat().st_mtime_ns) for path in precious.iterdir()}
+        with contextlib.suppress(CasError, OSError):
+            if act == "put":
+                store.put(new)
+            elif act == "tag":
+                store.tag("local", OTHER_UUID, manifest)
+            elif act == "remove":
+                execute_remove(store, planned)
+            elif act == "put aside":
+                store.blobs.put_aside(MODEL)
+            elif act == "note":
+                store.records.add("local", [NewRecord("checkpoint", UUID, {"a": 1})])
+            else:
+                disk.remove_tree(where / "thesis")
+        assert before == {path: (path.read_text(), path.stat().st_mtime_ns) for path in precious.iterdir()}
+        assert len(before) == 2 + (act == "empty")
+
+    def plant() -> None:
+        await_sign(open_folder, "opened")
+        if where.exists():
+            where.rename(home / "ingest" / "moved")
+        where.parent.mkdir(exist_ok=True)
+        where.symlink_to(precious)
+        sign(open_folder, "planted")
+
+    anna(make_precious)
+    if act == "empty":
+        anna(lambda: (precious / "thesis").write_text("years") and None)
+    pids = [start_as_user(uid, call, groups=(TEAM,), umask=0o077) for uid, call in ((ANNA, work), (BOB, plant))]
+    assert [wait(pid) for pid in pids] == [0, 0]
+
+
+def test_a_step_through_a_planted_link_says_what_is_wrong(home: Path, open_folder: Path) -> None:
+    """Every step that changes the disk by a path refuses to go through it, in one clear line."""
+    (open_folder / "elsewhere").mkdir(mode=0o777)
+    (open_folder / "elsewhere").chmod(0o777)
+
+    def work() -> None:
+        store = Store(home)
+        (home / "blobs" / "zz").symlink_to(open_folder / "elsewhere")
+        inside, outside = home / "blobs" / "zz" / "x", store.layout.aside("x")
+        disk.make_folder(outside.parent)
+        os.close(disk.create(outside))
+        for step in (
+            lambda: disk.create(inside),
+            lambda: disk.open_append(inside),
+            lambda: disk.make_folder(inside),
+            lambda: disk.make_folder(inside.parent),
+            lambda: disk.link(outside, inside),
+            lambda: disk.rename(outside, inside),
+            lambda: disk.rename(inside, outside),
+            lambda: disk.symlink("x", inside),
+            lambda: disk.unlink(inside),
+            lambda: disk.remove_folder(inside),
+            lambda: disk.remove_tree(inside),
+            lambda: disk.set_time(inside, 0),
+            lambda: disk.touch(inside),
+            lambda: disk.change_mode(inside, 0o600),
+            lambda: disk.sync_folder(inside),
+        ):
+            with pytest.raises(PermissionError, match="is a symbolic link, and a store has none there") as caught:
+                step()
+            assert str(home / "blobs" / "zz") in str(caught.value)
+        assert list((open_folder / "elsewhere").iterdir()) == [] and outside.exists()
+        with pytest.raises(FileNotFoundError) as missing:
+            disk.rename(home / "blobs" / "no", home / "blobs" / "new")
+        assert (missing.value.filename, missing.value.filename2) == (f"{home}/blobs/no", f"{home}/blobs/new")
+
     anna(work)
 
 

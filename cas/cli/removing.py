@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
 from cas.cli.parser import add_command, add_form, add_registry, checkpoint_or_name, missing, settings, store
-from cas.errors import CasError, UsageError
+from cas.errors import CasError, NotAllowedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from cas.config import Settings
     from cas.index.prune import PrunePlan, PruneReport, Verdict
@@ -54,11 +55,13 @@ def rm(args: argparse.Namespace) -> int:
     from cas.removing import remove
 
     chosen, opened, removed = settings(args), store(args), []
+    closed: list[Path] = []
 
     def remove_one(which: str) -> None:
         uuid = uuid_of(opened, which)
         _confirm(opened, uuid, args)
         report = remove(uuid, force=args.force, settings=chosen)
+        closed.extend(report.closed)
         removed.append({"uuid": uuid, "blobs": report.blobs, "freed": report.size, "later": report.later})
         if not args.json:
             later = f", {output.size(report.later)} more by a later `{args.program} prune`" if report.later else ""
@@ -66,7 +69,16 @@ def rm(args: argparse.Namespace) -> int:
 
     code = _each(args, remove_one, "remove")
     if args.json:
-        output.say_json(removed=removed)
+        output.say_json(removed=removed, closed=[str(path) for path in closed])
+    return code or _name_closed(closed)
+
+
+def _name_closed(closed: Iterable[Path]) -> int:
+    """Name the files that only another user can remove; return the exit code."""
+    code = 0
+    for path in closed:
+        output.note(f"{path} stays: another user closed its folder, and can remove it")
+        code = NotAllowedError.exit_code
     return code
 
 
@@ -155,7 +167,7 @@ def _duration(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{error}, not {text!r:.40}") from error
 
 
-def prune(args: argparse.Namespace) -> None:
+def prune(args: argparse.Namespace) -> int:
     """Plan, and execute the plan or print it."""
     from cas.removing import execute_plan, plan
 
@@ -173,7 +185,7 @@ def prune(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         _show(planned, args)
-        return
+        return 0
     report = execute_plan(planned, settings=chosen)
     if args.json:
         output.say_json(
@@ -182,13 +194,15 @@ def prune(args: argparse.Namespace) -> None:
             blobs=report.blobs,
             freed=report.freed,
             waiting=report.waiting,
+            closed=[str(path) for path in report.closed],
         )
-        return
+        return _name_closed(report.closed)
     for one in report.stayed:
         output.note(f"{one.uuid} stays: {one.reason}")
     for uuid in report.gone:
         output.say(f"{uuid}  removed")
     output.say(_summary(report, planned, args))
+    return _name_closed(report.closed)
 
 
 def _summary(report: PruneReport, planned: PrunePlan, args: argparse.Namespace) -> str:

@@ -74,11 +74,21 @@ def _parse(path: Path) -> Held | None:
 
 
 def take_refs(store: Store, uuid: str) -> list[Held]:
-    """Rename all refs of a checkpoint away."""
-    taken = []
+    """Rename all refs of a checkpoint away.
+
+    Raises:
+        PermissionError: another user closed a folder of them; none was taken.
+    """
+    taken: list[Held] = []
     for registry in store.refs.registries(uuid):
         target = store.layout.aside(f"refs-{uuid}.{_key(quote_registry(registry))}")
-        if _move(store.layout.refs(registry, uuid), target):
+        try:
+            is_taken = _move(store.layout.refs(registry, uuid), target)
+        except PermissionError:  # of a colleague, who closed the folder
+            for one in taken:
+                give_refs_back(store, one)
+            raise
+        if is_taken:
             taken.append(Held(target, What.REFS, 0, 0, uuid=uuid))
     return taken
 

@@ -16,6 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from cas.errors import ProtectedError
 from cas.index import aside, disk
@@ -308,6 +309,7 @@ class PruneReport:
     blobs: int  # deleted for good
     freed: int
     waiting: int  # in `aside/` until the grace time is over, and then deleted by the next prune
+    closed: tuple[Path, ...] = ()  # files that stay: they lie in folders that another user closed
 
 
 def execute(store: Store, plan: PrunePlan, is_only_copy: Callable[[str], bool] = lambda uuid: True) -> PruneReport:
@@ -333,6 +335,7 @@ def execute(store: Store, plan: PrunePlan, is_only_copy: Callable[[str], bool] =
         blobs=first.blobs + second.blobs,
         freed=freed + first.size + second.size,
         waiting=removal.waiting,
+        closed=removal.closed,
     )
 
 

@@ -46,6 +46,7 @@ class RemoveReport:
     blobs: int
     size: int
     later: int = 0  # in use, or in `aside/` for the grace time: `prune` deletes them then
+    closed: tuple[Path, ...] = ()  # files that stay: they lie in folders that another user closed
 
 
 def plan_remove(store: Store, uuid: str) -> RemovePlan:
@@ -93,7 +94,7 @@ def execute_remove(
         removal.forget_refs()
         left = removal.take_bytes(plan.blobs)
         freed = removal.finish()
-    return RemoveReport(plan.uuid, freed.blobs, freed.size, left + removal.waiting)
+    return RemoveReport(plan.uuid, freed.blobs, freed.size, left + removal.waiting, removal.closed)
 
 
 def grace_of(store: Store) -> float:
@@ -117,6 +118,12 @@ class Removal:
         self._refs: list[Held] = []
         self._bytes: list[Held] = []
         self._manifests: set[Digest] = set()
+        self._closed: list[Path] = []
+
+    @property
+    def closed(self) -> tuple[Path, ...]:
+        """What stays because it lies in a folder that another user closed to us."""
+        return tuple(sorted(self._closed))
 
     def take_checkpoints(self, uuids: Iterable[str], *, force: bool = False) -> dict[str, str]:
         """Take the refs of checkpoints away, but of those that are protected; return these, with the reasons.
@@ -130,7 +137,10 @@ class Removal:
             manifests[uuid] = {digest for name in registries for digest in self._store.refs.of(name, uuid)}
         protected = self._protected(manifests, force=force)
         for uuid in manifests.keys() - protected.keys():
-            taken[uuid] = aside.take_refs(self._store, uuid)
+            try:
+                taken[uuid] = aside.take_refs(self._store, uuid)
+            except PermissionError as error:
+                protected[uuid] = f"{error.filename} is another user's, who alone can remove it"
         # Only now can nobody begin to use them unseen: who claims, reads refs after that.
         late = self._protected({uuid: manifests[uuid] for uuid in taken}, force=force)
         for uuid, found in taken.items():
@@ -186,12 +196,21 @@ class Removal:
         for digest in (*blobs, *self._old(may_be_new, self._store.layout.blob)):
             if digest in needs.digests or needs.unknown:
                 left += _size(self._store.layout.blob(digest))
-            elif (held := aside.take_blob(self._store, digest)) is not None:
-                self._bytes.append(held)
+            else:
+                self._take(aside.take_blob, digest, self._store.layout.blob(digest))
         for manifest in {*self._manifests, *self._old(manifests, self._store.layout.manifest)} - needs.manifests:
-            if (held := aside.take_manifest(self._store, manifest)) is not None:
-                self._bytes.append(held)
+            self._take(aside.take_manifest, manifest, self._store.layout.manifest(manifest))
         return left
+
+    def _take(self, take: Callable[[Store, Digest], Held | None], digest: Digest, path: Path) -> None:
+        try:
+            held = take(self._store, digest)
+        except PermissionError as error:
+            log.info("%s cannot be removed: %s", path, error)
+            self._closed.append(path)
+            return
+        if held is not None:
+            self._bytes.append(held)
 
     def _take_view(self, manifest: Digest) -> None:
         try:

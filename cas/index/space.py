@@ -1,7 +1,9 @@
 """Room on disks: what a piece of work will write and where, what is free there, and what is missing.
 
-Looked at before gigabytes are written. What the system does not tell (a user's quota, most of the time) is found out
-by writing; then the work ends with the same error, and what is whole is kept.
+Looked at before gigabytes are written. What counts is what the file system says is free, which knows the quotas of
+projects (xfs, ext4) and many servers' but no user's: quotactl(2) knows those of local disks alone, by their device, and
+btrfs tells root. A quota that is not seen is found out by writing; then the work ends with the same error, and what is
+whole is kept.
 """
 
 from __future__ import annotations

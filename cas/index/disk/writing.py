@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from cas.index.disk.group import is_shared, make_shared, show_to_group
+from cas.index.disk.group import Way, is_shared, make_shared, show_to_group
 from cas.index.disk.looking import NO_FOLLOW, is_ours
 from cas.index.disk.steps import is_step
 
@@ -17,7 +17,8 @@ _NOT_OURS = "is another user's, or no plain file; move it away"
 @is_step
 def create(path: Path | str, mode: int = 0o600) -> int:
     """Create a new file, which must not exist, for reading and writing; return its descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with Way(path) as (name, folder):
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
     show_to_group(fd, path, mode)
     return fd
 
@@ -29,15 +30,14 @@ def open_append(path: Path, mode: int = 0o644) -> int:
     Raises:
         PermissionError: another user put something under that name.
     """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW
     try:
-        fd = os.open(path, flags, mode)
+        fd = _open_append(path, mode)
     except FileNotFoundError:
         if is_shared(path):
             make_shared(path.parent, 0o777)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, flags, mode)
+        fd = _open_append(path, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path)) from error
@@ -48,6 +48,12 @@ def open_append(path: Path, mode: int = 0o644) -> int:
         raise PermissionError(errno.EPERM, _NOT_OURS, os.fspath(path))
     show_to_group(fd, path, mode)
     return fd
+
+
+def _open_append(path: Path, mode: int) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW
+    with Way(path) as (name, folder):
+        return os.open(name, flags, mode, dir_fd=folder)
 
 
 @is_step
