@@ -25,8 +25,8 @@ def test_the_last_fact_about_a_blob_counts(store: Store) -> None:
     fact = BlobFact(D, SIGNATURE, disk.boot_id(), sealed=False)
     store.facts.add_blob(fact)
     assert store.facts.blob(D) == [fact]
-    store.facts.add_blob(replace(fact, sealed=True), durable=True)
-    assert store.facts.blob(D) == [replace(fact, sealed=True)]
+    store.facts.add_blob(fact._replace(sealed=True), durable=True)
+    assert store.facts.blob(D) == [fact._replace(sealed=True)]
     assert store.facts.blob(Digest.of(b"y")) == []
 
 
@@ -41,7 +41,7 @@ def test_a_fact_is_usable_in_its_boot_or_sealed() -> None:  # F12
 def test_each_hosts_last_fact_is_told(store: Store) -> None:
     fact = BlobFact(D, SIGNATURE, "b", sealed=True)
     store.facts.add_blob(fact)
-    lines.append(store.home / "facts" / "another.jsonl", [replace(fact, boot="c").to_json()])
+    lines.append(store.home / "facts" / "another.jsonl", [fact._replace(boot="c").to_json()])
     assert sorted(str(one.boot) for one in store.facts.blob(D)) == ["b", "c"]
 
 

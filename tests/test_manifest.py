@@ -66,6 +66,60 @@ def test_parse_reads_what_encoded_writes(files: list[FileEntry], folders: list[R
     assert again.by_path.keys() == {one.path for one in files}
 
 
+PIECES = [b"", b"0", b"/", b"..", b'"', b"\\", b"\n", b" ", b"{}", b",", b"\x7f", b"\xc2\x85", b"F"]
+plain = st.builds(
+    entry,
+    st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters='"\\/'), min_size=1, max_size=70)
+             .filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join),
+    st.integers(0, MAX_SIZE), executable=st.booleans(),
+)  # fmt: skip
+
+
+@given(st.lists(plain, max_size=6), st.data())
+def test_bytes_are_taken_exactly_when_they_are_what_would_be_written(
+    files: list[FileEntry], data: st.DataObject
+) -> None:
+    """The usual kind of manifest has a quick reader of its own: whatever it is given, it takes nothing else."""
+    try:
+        good = Manifest.of(files).encoded
+    except UnsafeNameError:
+        return
+    assert Manifest.parse(good).encoded == good
+    assert Manifest.parse(good).files == Manifest.of(files).files
+    start = data.draw(st.integers(0, len(good)))
+    piece = data.draw(
+        st.sampled_from([b"", b"0", b"/", b"..", b'"', b"\\", b"\n", b" ", b"{}", b",", b"\x7f", b"\xc2\x85", b"F"])
+    )
+    changed = good[:start] + piece + good[start + data.draw(st.integers(0, 3)) :]
+    try:
+        taken = Manifest.parse(changed)
+    except (ContentError, UnsafeNameError):
+        return
+    again = Manifest(taken.files, taken.directories)  # knows nothing of the bytes
+    assert again.encoded == changed
+    assert Manifest.of(taken.files, taken.directories) == taken
+    assert all(type(one.path) is RelativePath and RelativePath(str(one.path)) for one in taken.files)
+
+
+ODD_PATHS = [
+    ".", "..", "a/..", "../a", "./a", "a/./b", "a//b", "/a", "a/", "", "a\\b", "a\x7f", "a\x85b", "a\nb", "x" * 256,
+    "é" * 128, "a/" * 2000 + "a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ODD_PATHS, ids=range(len(ODD_PATHS)))
+def test_no_reader_takes_an_unsafe_path(path: str) -> None:
+    with pytest.raises((ContentError, UnsafeNameError)):
+        Manifest.parse(canonical(GOOD | {"files": [{"path": path, "size": 1, "digest": str(D)}]}))
+
+
+def test_names_of_the_greatest_length_are_taken() -> None:
+    sixty = ["x" * 63] * 62
+    longest = ["x" * 255, "é" * 127, "/".join(sixty[:15]), "/".join(["y", *sixty]), "\U0001f600" * 63, "...", "a/..b"]
+    files = [entry(path, MAX_SIZE) for path in longest]
+    assert Manifest.parse(Manifest.of(files).encoded) == Manifest.of(files)
+
+
 FILE = {"path": "a", "size": 1, "digest": str(D)}
 GOOD = {"cas": "manifest", "format": 1, "files": [FILE]}
 

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cas.errors import UnsafeNameError
-from cas.index.paths import MAX_PATH, RelativePath, check_distinct, check_tree
+from cas.index.paths import MAX_PATH, RelativePath, check_distinct, check_tree, parents_of
 
 HOSTILE = [
     "", ".", "..", "/", "/etc/passwd", "a/../b", "../a", "a/..", "./a", "a/.", "a//b", "a/", "//a", "a\\b", "..\\a",
@@ -97,6 +98,21 @@ def test_names_that_a_disk_cannot_tell_apart_are_refused(paths: list[str], fold:
     check_distinct(paths, fold_case=False, normalize=False)
     with pytest.raises(UnsafeNameError):
         check_distinct(paths, fold_case=fold, normalize=normalize)
+
+
+@given(st.lists(st.text(alphabet="aAé\u0301eß", min_size=1, max_size=3), max_size=4), st.booleans(), st.booleans())
+def test_a_disk_is_asked_of_all_names_what_it_would_be_asked_of_each(parts: list[str], fold: bool, norm: bool) -> None:
+    paths = ["/".join(parts[:count]) for count in range(1, len(parts))] + parts
+    files = sorted({*paths} - parents_of(paths))
+    keys = {}
+    for name in {*files, *parents_of(files)}:
+        key = unicodedata.normalize("NFC", name) if norm else name
+        keys.setdefault(key.casefold() if fold else key, set()).add(name)
+    if any(len(same) > 1 for same in keys.values()):
+        with pytest.raises(UnsafeNameError):
+            check_distinct(files, fold_case=fold, normalize=norm)
+    else:
+        check_distinct(files, fold_case=fold, normalize=norm)
 
 
 def test_names_that_it_can_tell_apart_are_accepted() -> None:

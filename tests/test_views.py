@@ -241,8 +241,9 @@ def test_view_of_an_earlier_boot_is_looked_at_once(store: Store, tmp_path: Path)
     boot = tmp_path / "boot"
     boot.write_text("11111111-1111-4111-8111-111111111111\n")
     arguments = (store.home, manifest.digest.hex)
-    count = len({entry.digest for entry in manifest.files})
-    # Nothing was sealed: in the next boot every blob is hashed, the view is right, and its stamp is renewed.
+    count = len({entry.digest for entry in manifest.files if entry.size > SMALL})
+    # Nothing was sealed: in the next boot every blob that is linked is hashed, as are the copies; the view is right,
+    # and its stamp is renewed.
     assert run_python(BOOT, *arguments, boot=str(boot)).split() == ["False", "True", str(count)]
     assert run_python(BOOT, *arguments, boot=str(boot)).split() == ["True", "True", "0"]
 

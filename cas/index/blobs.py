@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from stat import S_IMODE
+from typing import NamedTuple
 
 from cas.errors import CasError, ContentError
 from cas.index import disk
@@ -36,6 +37,13 @@ _UNREADABLE = {
     errno.ELOOP,
     errno.ENXIO,
 }
+
+
+class Located(NamedTuple):
+    """Where a blob lies, and the signature by which it can be believed."""
+
+    path: str
+    signature: Signature
 
 
 class Blobs:
@@ -72,6 +80,7 @@ class Blobs:
         self.layers: tuple[Blobs, ...] = ()
         self._lock = ThreadLock()
         self._known: dict[Digest, Signature] = {}  # trusted by this process
+        self._sealed: dict[Digest, Signature] = {}  # as facts said that this process has read
         self._hashed = 0
         self._when_bad: list[Callable[[Digest], None]] = []
         self._when_new: list[Callable[[Digest, int, int, Path], None]] = []
@@ -161,13 +170,28 @@ class Blobs:
                 log.warning("blob %s cannot be read in %s: %s", digest, layer._layout.root, error)
         return found
 
-    def locate_all(self, wanted: Mapping[Digest, int]) -> dict[Digest, Path]:
-        """Return the paths of many blobs, each of a size; those that `locate` finds none of are left out.
+    def locate_all(self, wanted: Mapping[Digest, int]) -> dict[Digest, Located]:
+        """Return where many blobs lie, each of a size; those that `locate` finds none of are left out.
 
-        What facts say is asked once for all of them.
+        What facts say is asked once for all of them, and each is looked at once.
         """
         self._learn(wanted)
-        return {digest: path for digest, size in wanted.items() if (path := self.locate(digest, size)) is not None}
+        root, known, matches = f"{self._layout.root}/blobs/", self._known, self._owners.matches
+        located = {}
+        for digest, size in wanted.items():
+            hex, signature = digest.hex, None if digest in self._refused else known.get(digest)
+            path = f"{root}{hex[:2]}/{hex[2:]}"
+            try:
+                if signature is not None and signature.size == size and matches(signature, os.lstat(path)):
+                    located[digest] = Located(path, signature)
+                    continue
+            except OSError:
+                log.debug("blob %s is not where it was", digest)
+            found = self.locate(digest, size)
+            if found is not None:
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it in between
+                    located[digest] = Located(os.fspath(found), self._owners.signature(found.lstat()))
+        return located
 
     def _learn(self, digests: Iterable[Digest]) -> None:
         """Trust those blobs for which a usable fact speaks."""
@@ -175,8 +199,11 @@ class Blobs:
         found = self._facts.blobs(unknown)
         with self._lock:  # what is known is compared with the file's signature before it counts
             for digest, facts in found.items():
-                for fact in filter(lambda fact: fact.usable, facts):
-                    self._known.setdefault(digest, fact.signature)
+                for fact in facts:
+                    if fact.usable:
+                        self._known.setdefault(digest, fact.signature)
+                    if fact.sealed:
+                        self._sealed[digest] = fact.signature
 
     def locate_here(self, digest: Digest, size: int | None = None) -> Path | None:
         """Do what `locate` does, in this home alone."""
@@ -233,6 +260,16 @@ class Blobs:
                 self._known[digest] = signature
             return True
         return False
+
+    def are_sealed(self, signatures: Mapping[Digest, Signature]) -> bool:
+        """Whether facts say of all blobs with these signatures that they will survive a power cut."""
+        unknown = [digest for digest, signature in signatures.items() if self._sealed.get(digest) != signature]
+        for some in (unknown[:1], unknown[1:]):  # mostly all of a checkpoint is sealed, or nothing
+            facts = self._facts.blobs(some)
+            for digest in some:
+                if not any(fact.sealed and fact.signature == signatures[digest] for fact in facts.get(digest, ())):
+                    return False
+        return True
 
     def verify(self, digest: Digest, pace: Callable[[int], None]) -> bool:
         """Read a blob in full, from the disk where it can, whatever facts say; believe it if it is right.
@@ -373,6 +410,7 @@ class Blobs:
         """No longer believe a blob without looking at what facts say."""
         with self._lock:
             self._known.pop(digest, None)
+            self._sealed.pop(digest, None)
 
     def link_back(self, held: Path, digest: Digest) -> None:
         """Give what is held in `aside/` its name back; fine if another process did, or took it away."""

@@ -5,27 +5,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import blake3
 
 from cas.errors import ContentError
 
-_HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_is_hex = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
 _PREFIX = "blake3:"
 _WINDOW = 1 << 20  # bytes per read: stays in the processor's cache between the read and the hash
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
-    """`blake3:<64 hex>`: the BLAKE3-256 digest of some bytes."""
-
+class _Fields(NamedTuple):  # hashed and compared in C: a prune of a large store does so millions of times
     hex: str
 
-    def __post_init__(self) -> None:
-        if not _HEX.fullmatch(self.hex):
-            raise ContentError(f"not a BLAKE3 digest (64 lower-case hex digits): {self.hex!r:.80}")
+
+class Digest(_Fields):
+    """`blake3:<64 hex>`: the BLAKE3-256 digest of some bytes.
+
+    Raises:
+        ContentError: the text is not 64 lower-case hex digits.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, hex: str) -> Self:  # noqa: D102 - the class's docstring says it
+        if not _is_hex(hex):
+            raise ContentError(f"not a BLAKE3 digest (64 lower-case hex digits): {hex!r:.80}")
+        return super().__new__(cls, hex)
 
     @classmethod
     def parse(cls, text: str) -> Self:

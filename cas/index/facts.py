@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cas.errors import ContentError
 from cas.index import disk, lines
@@ -21,8 +21,7 @@ from cas.index.sqlindex import SqlIndex
 GROUP = 500  # facts per write while a group is open; what a kill loses is hashed or fetched again
 
 
-@dataclass(frozen=True, slots=True)
-class BlobFact:
+class BlobFact(NamedTuple):
     """A blob with this signature had this digest, in this boot; sealed: it will survive a power cut."""
 
     digest: Digest
@@ -238,10 +237,10 @@ class Facts:
 def _blob_facts(digest: Digest, payloads: list[dict[str, Any]]) -> list[BlobFact]:
     found = []
     for payload in payloads:
-        values = [payload.get(name) for name in ("size", "mtime", "inode")] + [payload.get("changed", 0)]
-        if all(isinstance(value, int) for value in values):
-            signature = Signature(*values)  # type: ignore[arg-type]  # checked in the line above
-            found.append(BlobFact(digest, signature, payload.get("boot"), payload.get("sealed") is True))
+        get = payload.get
+        size, mtime, inode, changed = get("size"), get("mtime"), get("inode"), get("changed", 0)
+        if type(size) is type(mtime) is type(inode) is type(changed) is int:
+            found.append(BlobFact(digest, Signature(size, mtime, inode, changed), get("boot"), get("sealed") is True))
     return found
 
 

@@ -70,6 +70,17 @@ def decode(line: bytes) -> dict[str, Any] | None:
     return payload if isinstance(payload, dict) else None
 
 
+def decode_whole(found: list[bytes]) -> list[dict[str, Any] | None]:
+    """Return what `decode` does of lines that are whole; one parse of all is several times as fast as one of each."""
+    try:
+        payloads = _DECODER.decode(str(b"[%s]" % b",".join([line[_HEAD:] for line in found]), "utf-8"))
+    except (ValueError, RecursionError):
+        payloads = []
+    if len(payloads) == len(found) and all(type(one) is dict for one in payloads):
+        return payloads  # type: ignore[no-any-return]  # the line above has looked
+    return [decode(line) for line in found]
+
+
 def is_whole(line: bytes) -> bool:
     """Whether a line's checksum is right."""
     check, space, body = line[: _HEAD - 1], line[_HEAD - 1 : _HEAD], line[_HEAD:].removesuffix(b"\n")

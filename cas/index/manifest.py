@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,11 +13,20 @@ from cas.errors import ContentError
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.once import once
-from cas.index.paths import RelativePath, check_tree
+from cas.index.paths import RelativePath, check_tree, parents_of
 
 FORMAT = 1
 MAX_BYTES = 512 << 20  # a manifest is read into memory: about two million files
 MAX_SIZE = 1 << 60  # of one file, in bytes
+
+# How a manifest begins and ends, and an entry, where no folder is empty, every file has a digest and no name is long:
+# nearly all of them. Every text that an entry here can match is canonical; what is not like this, `_parse` judges.
+_HEAD, _TAIL = '{"cas":"manifest","files":[', f'],"format":{FORMAT}}}\n'
+_PART = r'(?!\.\.?[/"])[^"\\/\x00-\x1f\x7f-\x9f]{1,63}'  # at most 252 bytes
+_PLAIN = re.compile(
+    rf'\{{"digest":"blake3:([0-9a-f]{{64}})"(,"executable":true)?,"path":"({_PART}(?:/{_PART}){{0,14}})",'
+    r'"size":(0|[1-9][0-9]{0,17})\}',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,7 @@ class Manifest:
         entries = tuple(sorted(files, key=lambda entry: entry.path))
         wanted = set(directories)
         check_tree((entry.path for entry in entries), wanted)
-        implied = {parent for entry in entries for parent in entry.path.parents}
+        implied = parents_of(entry.path for entry in entries)
         implied |= {parent for folder in wanted for parent in folder.parents}
         return cls(entries, tuple(sorted(folder for folder in wanted if folder not in implied)))
 
@@ -116,10 +127,43 @@ class Manifest:
         """
         if len(data) > MAX_BYTES:
             raise ContentError(f"manifest of {len(data)} bytes: more than {MAX_BYTES}")
+        plain = cls._parse_plain(data)
+        if plain is not None:
+            return plain
         try:
             return cls._parse(json.loads(data), data)
         except (ValueError, RecursionError) as error:
             raise ContentError(f"not a manifest: {error}") from error
+
+    @classmethod
+    def _parse_plain(cls, data: bytes) -> Self | None:
+        """Read a manifest of the usual kind, in a quarter of the time; None: let `_parse` judge it.
+
+        It is strict in the same way: what was read, written again, is what was there.
+        """
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        rows = _PLAIN.findall(text)
+        written = [
+            f'{{"digest":"blake3:{hex}"{executable},"path":"{path}","size":{size}}}'
+            for hex, executable, path, size in rows
+        ]
+        if f"{_HEAD}{','.join(written)}{_TAIL}" != text:
+            return None
+        paths = [path for _, _, path, _ in rows]
+        folders = parents_of(paths)
+        if not all(map(operator.lt, paths, paths[1:])) or not folders.isdisjoint(paths):
+            return None
+        manifest = cls(
+            tuple(
+                FileEntry(RelativePath.proven(path), int(size), Digest(hex), executable=bool(executable))
+                for hex, executable, path, size in rows
+            )
+        )
+        manifest.__dict__["encoded"] = data
+        return manifest
 
     @classmethod
     def _parse(cls, document: object, data: bytes) -> Self:

@@ -48,7 +48,7 @@ class _DamagedIndexError(Exception):
     """The index file is not what we wrote; make another."""
 
 
-_AT_ONCE = 200  # texts that are looked for in one reading of a table
+_AT_ONCE = 200  # texts that are looked for in one reading of a table, or keys with one query
 
 
 class SqlIndex:
@@ -74,15 +74,20 @@ class SqlIndex:
 
     def facts_of(self, kind: str, keys: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
         """Return what `facts` does, of many things, by their keys; the files are looked at once."""
-        query = "SELECT line FROM fact JOIN source ON source = id WHERE kind = ? AND key = ? ORDER BY path"
-        wanted = [key for key in dict.fromkeys(keys) if _is_unicode(key)]
+        wanted = sorted(key for key in {*keys} if _is_unicode(key))  # as they lie in the table
 
         def ask(database: sqlite3.Connection) -> dict[str, list[dict[str, Any]]]:
-            found = {}
-            for key in wanted:
-                payloads = [_payload(line) for (line,) in database.execute(query, (kind, key))]
-                if payloads:
-                    found[key] = [payload for payload in payloads if payload is not None]
+            found: dict[str, list[dict[str, Any]]] = {}
+            for at in range(0, len(wanted), _AT_ONCE):
+                some = wanted[at : at + _AT_ONCE]
+                query = (
+                    "SELECT key, line FROM fact JOIN source ON source = id"
+                    f" WHERE kind = ? AND key IN ({','.join('?' * len(some))}) ORDER BY path"
+                )
+                rows = database.execute(query, (kind, *some)).fetchall()
+                for (key, _), payload in zip(rows, _payloads([line for _, line in rows]), strict=True):
+                    if payload is not None:
+                        found.setdefault(key, []).append(payload)
             return found
 
         return self._ask(ask)
@@ -588,6 +593,13 @@ def _payload(raw: object) -> dict[str, Any] | None:
     if not isinstance(raw, bytes) or not lines.is_whole(raw):
         raise _DamagedIndexError("a line in it is damaged")
     return lines.decode(raw)
+
+
+def _payloads(raws: list[Any]) -> list[dict[str, Any] | None]:
+    """Return what `_payload` does, of many rows."""
+    if not all(isinstance(raw, bytes) and lines.is_whole(raw) for raw in raws):
+        raise _DamagedIndexError("a line in it is damaged")
+    return lines.decode_whole(raws)
 
 
 # --- files ---------------------------------------------------------------------------------------------------

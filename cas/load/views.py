@@ -14,6 +14,7 @@ it stays, until that process ends or leaves it (`store.leases.leave`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -25,12 +26,14 @@ from typing import Any
 
 from cas.errors import CasError, CheckpointNotFoundError, UnsafeNameError
 from cas.index import disk, place
+from cas.index.blobs import Located
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
 from cas.index.home import OVERLAYS
 from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
 from cas.index.mounts import file_system
+from cas.index.paths import parents_of
 from cas.index.store import Store, explained
 from cas.load.names import check_names
 
@@ -84,23 +87,31 @@ def make_view(store: Store, manifest: Manifest) -> ViewReport:
     if found is not None:
         return found
     with explained(f"cannot make a view in {store.home}"):
-        blobs = _find_blobs(store, manifest)
-        staging = store.building(manifest.digest)
         try:
-            found = _renew(store, manifest.digest, staging.folder)
-            if found is None:
-                stamp = _build(store, manifest, blobs, staging.folder / "view")
-                found = _publish(store, manifest.digest, staging.folder / "view", stamp)
-                if store.layout.views_outside:
-                    place.sweep(store.layout.views)
+            return _make(store, manifest)
+        except AbsentBlobsError:
+            _find_blobs(store, manifest)  # this one names all of them
+            raise
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             longest = max((entry.path for entry in manifest.files), key=len, default="")
             raise UnsafeNameError(longest[:200], f"too long below {store.home}; choose a shorter CAS_HOME") from error
-        finally:
-            staging.close()
+
+
+def _make(store: Store, manifest: Manifest) -> ViewReport:
+    blobs = _find_blobs(store, manifest, larger_than=SMALL)  # the others are read, which proves more
+    staging = store.building(manifest.digest)
+    try:
+        found = _renew(store, manifest.digest, staging.folder)
+        if found is None:
+            stamp = _build(store, manifest, blobs, staging.folder / "view")
+            found = _publish(store, manifest.digest, staging.folder / "view", stamp)
+            if store.layout.views_outside:
+                place.sweep(store.layout.views)
         return found
+    finally:
+        staging.close()
 
 
 def use_view(store: Store, digest: Digest) -> ViewReport | None:
@@ -124,13 +135,13 @@ def find_view(store: Store, digest: Digest) -> ViewReport | None:
     return stamp.report(folder / "tree", reused=True)
 
 
-def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
-    """Return where the blobs of a manifest lie, each looked at.
+def _find_blobs(store: Store, manifest: Manifest, *, larger_than: int = -1) -> dict[Digest, Located]:
+    """Return where the blobs of a manifest that are larger than so many bytes lie, each looked at.
 
     Raises:
         AbsentBlobsError: some are not here.
     """
-    wanted = {entry.digest: entry.size for entry in manifest.files if entry.digest is not None}
+    wanted = {entry.digest: entry.size for entry in manifest.files if entry.digest and entry.size > larger_than}
     found = store.blobs.locate_all(wanted)
     if len(found) < len(wanted) or not manifest.complete:
         absent: dict[Digest, str] = {}
@@ -138,7 +149,7 @@ def _find_blobs(store: Store, manifest: Manifest) -> dict[Digest, Path]:
         for entry in manifest.files:
             if entry.digest is None:
                 unknown.append(entry.path)
-            elif entry.digest not in found:
+            elif entry.digest in wanted and entry.digest not in found:
                 absent.setdefault(entry.digest, entry.path)
         raise AbsentBlobsError(tuple(absent), (*absent.values(), *unknown))
     return found
@@ -233,13 +244,13 @@ class _Stamp:
 # --- building --------------------------------------------------------------------------------------------------
 
 
-def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Path], folder: Path) -> _Stamp:
+def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Located], folder: Path) -> _Stamp:
     """Make the whole view in a folder of ours, and its stamp."""
     tree = folder / "tree"
     disk.make_folder(tree, 0o755)
     check_names([*(entry.path for entry in manifest.files), *manifest.directories], folder)
-    names = {parent for entry in manifest.files for parent in entry.path.parents}
-    names |= {parent for directory in manifest.directories for parent in (*directory.parents, directory)}
+    names = parents_of(entry.path for entry in manifest.files)
+    names |= {*manifest.directories, *parents_of(manifest.directories)}
     for name in sorted(names):
         disk.make_folder(tree / name, 0o755)
     linker = _Linker(store, blobs, tree, store.layout.view(manifest.digest) / "tree", symlinks=_only_symlinks(store))
@@ -265,43 +276,74 @@ def _close(folder: Path) -> int:
 class _Linker:
     """Puts files into a view, each in the way that this disk allows."""
 
-    def __init__(self, store: Store, blobs: dict[Digest, Path], tree: Path, final: Path, *, symlinks: bool) -> None:
+    def __init__(self, store: Store, blobs: dict[Digest, Located], tree: Path, final: Path, *, symlinks: bool) -> None:
         self._store = store
         self._blobs = blobs
         self._tree = os.fspath(tree)
         self._final = final  # where the tree will lie
         self._home = os.fspath(store.home) + os.sep
+        self._names = os.fspath(store.home / "blobs")
         self._symlinks = symlinks
 
     def add(self, entry: FileEntry) -> _Row:
         assert entry.digest is not None  # _find_blobs has seen to it
         path = f"{self._tree}/{entry.path}"
-        blob = self._blobs[entry.digest]
         try:
             if entry.size <= SMALL:
-                kind = self._copy_small(entry, entry.digest, blob, path)
-            elif entry.executable:
-                kind = _copy_large(blob, Path(path), 0o555)
-            else:
-                kind = self._link(os.fspath(blob), path, entry.path)
-            # The view moves before it is used, so a symlink leads nowhere yet: its target's stat is the blob's.
-            found = os.stat(blob if kind in ("symlink", "layer") else path)
+                return _row(entry.path, "copy", self._copy_small(entry, entry.digest, path), entry.digest)
+            blob, signature = self._blobs[entry.digest]
+            if entry.executable:
+                return _row(entry.path, "copy", self._copy_large(blob, path), entry.digest)
+            kind = self._link(blob, path, entry.path)
+            if signature.changed:  # another name is a change, too
+                signature = self._store.owners.signature(os.stat(blob))
+            return _row(entry.path, kind, signature, entry.digest)
         except FileNotFoundError as error:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
-        return _row(entry.path, kind, self._store.owners.signature(found), entry.digest)
 
-    def _copy_small(self, entry: FileEntry, digest: Digest, blob: Path, path: str) -> str:
-        data = disk.read_file(blob, SMALL)
-        if Digest.of(data) != digest:
-            self._store.blobs.refuse(digest, blob)
-            raise FileNotFoundError(path)
+    def _copy_small(self, entry: FileEntry, digest: Digest, path: str) -> Signature:
+        data = self._read_small(digest, entry.size)
         fd = disk.create(path)
         try:
-            disk.write(fd, data)
+            if data:
+                disk.write(fd, data)
             disk.set_mode(fd, 0o555 if entry.executable else 0o444)
+            return self._store.owners.signature(os.fstat(fd))
         finally:
             os.close(fd)
-        return "copy"
+
+    def _read_small(self, digest: Digest, size: int) -> bytes:
+        """Return the bytes of a small blob; only one that is not where it should be, or is wrong, is looked for."""
+        with contextlib.suppress(OSError):
+            data = disk.read_file(f"{self._names}/{digest.hex[:2]}/{digest.hex[2:]}", SMALL)
+            if Digest.of(data) == digest:
+                return data
+        path = self._store.blobs.locate(digest, size)
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), digest.hex)
+        data = disk.read_file(path, SMALL)
+        if Digest.of(data) != digest:
+            self._store.blobs.refuse(digest, path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return data
+
+    def _copy_large(self, blob: str, path: str) -> Signature:
+        if not disk.reflink(Path(blob), Path(path)):
+            source = disk.open_file(blob)
+            try:
+                fd = disk.create(path)
+                try:
+                    disk.copy_range(source, fd, 0, os.fstat(source).st_size)
+                finally:
+                    os.close(fd)
+            finally:
+                os.close(source)
+        fd = disk.open_file(path)
+        try:
+            disk.set_mode(fd, 0o555)
+            return self._store.owners.signature(os.fstat(fd))
+        finally:
+            os.close(fd)
 
     def _link(self, blob: str, path: str, name: str) -> str:
         if not blob.startswith(self._home):  # a layer's: not even its number of names is changed
@@ -324,33 +366,8 @@ class _Linker:
         return os.path.relpath(blob, final.parent) if final.is_relative_to(self._store.home) else blob
 
 
-def _copy_large(blob: Path, path: Path, mode: int) -> str:
-    if not disk.reflink(blob, path):
-        source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fd = disk.create(path)
-            try:
-                disk.copy_range(source, fd, 0, os.fstat(source).st_size)
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        disk.set_mode(fd, mode)
-    finally:
-        os.close(fd)
-    return "copy"
-
-
 def _all_sealed(store: Store, files: list[_Row]) -> bool:
-    linked = [(Digest(row[_HEX]), _signature_of(row)) for row in files if row[_KIND] != "copy"]
-    for some in (linked[:1], linked[1:]):  # mostly all of a checkpoint is sealed, or nothing
-        facts = store.facts.blobs(digest for digest, _ in some)
-        for digest, signature in some:
-            if not any(fact.sealed and fact.signature == signature for fact in facts.get(digest, ())):
-                return False
-    return True
+    return store.blobs.are_sealed({Digest(row[_HEX]): _signature_of(row) for row in files if row[_KIND] != "copy"})
 
 
 def _only_symlinks(store: Store) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cas.errors import CasError, NoSpaceError, NotAllowedError
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+_PLAINLY = os.O_CLOEXEC | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
+
+
+class Signature(NamedTuple):
     """What a file's stat says of its content: a blob with another signature than its fact's is hashed again."""
 
     size: int
@@ -28,31 +30,41 @@ class Signature:
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns if changed else 0)
 
 
-def open_file(path: Path, *, writing: bool = False) -> int:
+def open_file(path: Path | str, *, writing: bool = False) -> int:
     """Open a plain file for reading (or both): never a link, and never a pipe or device, which could keep us waiting.
 
     Raises:
         OSError: it is something else (EINVAL, ELOOP), or cannot be read.
     """
-    access = os.O_RDWR if writing else os.O_RDONLY
-    fd = os.open(path, access | os.O_CLOEXEC | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    return _open_plain(path, os.O_RDWR if writing else os.O_RDONLY)[0]
+
+
+def _open_plain(path: Path | str, access: int) -> tuple[int, int]:
+    """Open a plain file; return its descriptor and its size."""
+    fd = os.open(path, access | _PLAINLY)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "is no plain file", os.fspath(path))
-    return fd
+    return fd, found.st_size
 
 
-def read_file(path: Path, at_most: int) -> bytes:
+def read_file(path: Path | str, at_most: int) -> bytes:
     """Return the bytes of a plain file.
 
     Raises:
         OSError: it has more than `at_most` (EFBIG), is something else, or cannot be read.
     """
-    with open(open_file(path), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    fd, size = _open_plain(path, os.O_RDONLY)
+    try:
         if size > at_most:
             raise OSError(errno.EFBIG, f"has {size} bytes, more than {at_most}", os.fspath(path))
-        return file.read()
+        data = os.read(fd, size)
+        while len(data) < size and (more := os.read(fd, size - len(data))):  # one read takes 2 GiB, or a signal's share
+            data += more
+        return data
+    finally:
+        os.close(fd)
 
 
 def is_ours(found: os.stat_result) -> bool:
