@@ -11,8 +11,6 @@ from typing import NamedTuple
 from cas.errors import CasError, NoSpaceError, NotAllowedError
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-
-
 _PLAINLY = os.O_CLOEXEC | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
 
 
