@@ -1,7 +1,7 @@
 """`make bench`: every row of the design's table of speeds, beside peers, in one run.
 
 `python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, footprint, import, memory,
-chunks, catalog, recover.
+chunks, catalog, recover, scale.
 Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench import catalog, chunks
+from bench import catalog, chunks, scale
 from bench.harness import QUICK, Contender, compare, job, peer
 from tests import s3_server
 
@@ -295,6 +295,11 @@ def _model(count: int) -> Any:
     return torch.nn.Sequential(*[torch.nn.Linear(1024, 1024, bias=False) for _ in range(count)])
 
 
+def at_size(ground: Ground) -> None:
+    """Ask a store of 10,000 checkpoints, each with blobs of its own, what asks for all of them."""
+    scale.main(scale.FEW if QUICK else scale.CHECKPOINTS)
+
+
 def _saved(content: Any) -> bytes:
     import io
 
@@ -327,6 +332,7 @@ BENCHES: dict[str, Callable[[Ground], None]] = {
     "chunks": cutting,
     "catalog": questions,
     "recover": recovering,
+    "scale": at_size,
 }
 
 

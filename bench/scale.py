@@ -1,16 +1,20 @@
 """A store at size: 10,000 checkpoints, 200,000 tiny blobs, in memory: how long commands take, and their memory.
 
-`python -m bench.scale [CHECKPOINTS]`.
+`python -m bench scale`, or `python -m bench.scale [CHECKPOINTS] [--quick]`.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import uuid as uuids
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from tabulate import tabulate
@@ -24,14 +28,18 @@ from cas.index.paths import RelativePath
 from cas.index.store import Store
 
 QUICK = bool(os.environ.get("BENCH_QUICK"))
-CHECKPOINTS = 100 if QUICK else 10_000
+CHECKPOINTS = 10_000
+FEW = 100  # checkpoints of a quick run
 OWN = 19  # blobs of each checkpoint that no other has
 SHARED = 10_000  # blobs that many have: with 10,000 checkpoints, 200,000 in all
+MEMORY = 1024  # MiB that no command may take at its peak, with 10,000 checkpoints
 _EACH = 5  # of the shared ones, each checkpoint has so many
 _EXPERIMENT = 100  # checkpoints
+_PART = 500  # checkpoints that one process makes at a time
 
 COMMANDS = {
     "opening": (),
+    "ls, the first time": ("ls",),
     "ls": ("ls",),
     "ls --experiment 7": ("ls", "--experiment", "7"),
     "du": ("du",),
@@ -43,38 +51,58 @@ COMMANDS = {
 
 def make(home: Path, count: int) -> None:
     """Write a home as an add of each checkpoint would have left it, past the doors, because only the result counts."""
+    Store(home).close()
+    for name in ("blobs", "manifests"):
+        for number in range(256):
+            (home / name / f"{number:02x}").mkdir(parents=True)
+    shared = min(SHARED, count)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as workers:
+        parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
+        for made in [workers.submit(_make_part, home, part, shared) for part in parts]:
+            made.result()
+
+
+def _make_part(home: Path, numbers: Iterable[int], shared: int) -> None:
+    """Write some checkpoints; of the shared blobs, those that have their numbers."""
     store = Store(home)
+    root = os.fspath(home)
     facts: list[dict[str, object]] = []
-
-    def blob(data: bytes) -> FileEntry:
-        digest = Digest.of(data)
-        path = store.layout.blob(digest)
-        try:
-            path.write_bytes(data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True)
-            path.write_bytes(data)
-        path.chmod(0o444)
-        facts.append(BlobFact(digest, Signature.of(path.stat()), disk.boot_id(), sealed=True).to_json())
-        return FileEntry(RelativePath("x"), len(data), digest)
-
-    common = [blob(b"common %d" % number) for number in range(min(SHARED, count))]
     records: list[dict[str, object]] = []
-    for number in range(count):
-        entries = [blob(b"own %d of %d" % (file, number)) for file in range(OWN)]
-        entries += [common[(number * _EACH + file) % len(common)] for file in range(_EACH)]
-        named = [FileEntry(RelativePath(f"part/{at}.bin"), one.size, one.digest) for at, one in enumerate(entries)]
-        manifest = Manifest.of(named)
-        path = store.layout.manifest(manifest.digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(manifest.encoded)
-        path.chmod(0o444)
+
+    def write(path: str, data: bytes) -> os.stat_result:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+        try:
+            os.write(fd, data)
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def blob(data: bytes) -> Digest:
+        digest = Digest.of(data)
+        found = write(f"{root}/blobs/{digest.hex[:2]}/{digest.hex[2:]}", data)
+        facts.append(BlobFact(digest, Signature.of(found), disk.boot_id(), sealed=True).to_json())
+        return digest
+
+    for number in numbers:
+        own = [b"own %d of %d" % (file, number) for file in range(OWN)]
+        common = [_common((number * _EACH + file) % shared) for file in range(_EACH)]
+        if number < shared:
+            blob(_common(number))
+        found = [(data, blob(data)) for data in own] + [(data, Digest.of(data)) for data in common]
+        manifest = Manifest.of(
+            FileEntry(RelativePath(f"part/{at}.bin"), len(data), digest) for at, (data, digest) in enumerate(found)
+        )
+        write(f"{root}/manifests/{manifest.digest.hex[:2]}/{manifest.digest.hex[2:]}.json", manifest.encoded)
         uuid = str(uuids.UUID(int=number + (4 << 76) + (8 << 60)))
         store.refs.tag("local", uuid, manifest.digest)
         records += _records(number, uuid, manifest)
     lines.append(store.layout.facts, facts)
     lines.append(store.layout.records("local"), records)
     store.close()
+
+
+def _common(number: int) -> bytes:
+    return b"common %d" % number
 
 
 def _records(number: int, uuid: str, manifest: Manifest) -> list[dict[str, object]]:
@@ -103,8 +131,11 @@ def _records(number: int, uuid: str, manifest: Manifest) -> list[dict[str, objec
     return [*found, {"kind": "checkpoint", "id": uuid, "seen": seen, "parents": parents, "data": data}]
 
 
-def measure(home: Path, words: tuple[str, ...]) -> tuple[float, float, float]:
-    """Run a command as a process; return its seconds, those of its own work, and its memory at the peak in MiB."""
+def measure(home: Path, words: tuple[str, ...]) -> tuple[float, float, float, float]:
+    """Run a command as a process; return its seconds, those of its own work, its processor's, and its memory at the
+    peak in MiB.
+    """
+    # Not `resource.getrusage`: its peak is at least that of the process that started this one (Linux).
     code = (
         "import sys, time, os; from pathlib import Path; from cas.cli import main;"
         " from cas.index.store import Store; words = sys.argv[2:]; sys.stdout = open(os.devnull, 'w');"
@@ -112,12 +143,12 @@ def measure(home: Path, words: tuple[str, ...]) -> tuple[float, float, float]:
         " main.run([*words, '--home', sys.argv[1]], 'cas') if words else Store(Path(sys.argv[1]));"
         " took = time.perf_counter() - begun;"
         " peak = Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0];"
-        " print(took, peak, file=sys.stderr)"
+        " print(took, time.process_time(), peak, file=sys.stderr)"
     )
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, home, *words], capture_output=True, text=True, check=True)
-    took, peak = done.stderr.split()[-2:]
-    return time.perf_counter() - begun, float(took), float(peak) / 1024
+    took, processor, peak = map(float, done.stderr.split()[-3:])
+    return time.perf_counter() - begun, took, processor, peak / 1024
 
 
 def main(count: int) -> None:
@@ -126,16 +157,24 @@ def main(count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="cas-scale-", dir=shared if shared.is_dir() else None) as name:
         home, begun = Path(name) / "home", time.perf_counter()
         make(home, count)
-        blobs = sum(1 for _ in home.glob("blobs/??/*"))
-        print(f"{count} checkpoints, {blobs} blobs, made in {time.perf_counter() - begun:.0f} s")
-        for path in home.glob("index-*"):
-            path.unlink()
+        blobs = sum(len(files) for _, _, files in os.walk(home / "blobs"))
+        manifests = sum(len(files) for _, _, files in os.walk(home / "manifests"))
+        print(f"{manifests} checkpoints, {blobs} blobs, made in {time.perf_counter() - begun:.0f} s")
         rows = [("index rebuild, then ls --experiment 1", measure(home, ("ls", "--experiment", "1")))]
         rows += [(title, measure(home, words)) for title, words in COMMANDS.items()]
-        shown = [(title, f"{wall:.2f}", f"{took:.3f}", f"{peak:.0f}") for title, (wall, took, peak) in rows]
-        headers = ["", "process s", "work s", "peak MiB"]
-        print(tabulate(shown, headers=headers, disable_numparse=True))
+    shown = [
+        (title, f"{wall:.2f}", f"{took:.3f}", f"{cpu:.2f}", f"{peak:.0f}") for title, (wall, took, cpu, peak) in rows
+    ]
+    headers = ["", "process s", "work s", "processor s", "peak MiB"]
+    print(tabulate(shown, headers=headers, disable_numparse=True))
+    above = [title for title, (_, _, _, peak) in rows if peak > MEMORY]
+    if above:
+        sys.exit(f"more than {MEMORY} MiB: {', '.join(above)}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else CHECKPOINTS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints", type=int, nargs="?")
+    parser.add_argument("--quick", action="store_true", default=QUICK, help=f"{FEW} checkpoints")
+    arguments = parser.parse_args()
+    main(arguments.checkpoints or (FEW if arguments.quick else CHECKPOINTS))

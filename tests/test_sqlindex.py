@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stores import ROOT, cannot_reboot, run_python, uuid
+from stores import ROOT, cannot_reboot, run_python, tagged, uuid
 
 from cas.index import sqlindex
 from cas.index.digest import Digest
@@ -22,6 +22,7 @@ from cas.index.identity import RemoteIdentity
 from cas.index.records import NewRecord, Seen
 from cas.index.sqlschema import VERSION
 from cas.index.store import Store
+from cas.index.usage import presence
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +47,8 @@ def fill(store: Store) -> None:
         parents = (f"trial/{number % 3}", f"experiment/{number % 2}")
         store.records.add("local", [NewRecord("checkpoint", uuid(number), {"n": number, "steps": number}, parents)])
     store.records.add("http://m", [NewRecord("trial", "1", {})])
+    for number in range(3):
+        tagged(store, uuid(number), {"a": BLOBS[number], "b": BLOBS[-1]})
 
 
 def answers(store: Store) -> list[object]:
@@ -65,6 +68,7 @@ def answers(store: Store) -> list[object]:
         store.records.briefs("checkpoint", registry="local", parent="trial/1"),
         store.records.registries_with("checkpoint", uuid(7)),
         store.records.get("local", "checkpoint", uuid(99)),
+        presence(store),
     ]
 
 
@@ -99,6 +103,7 @@ def other_version(path: Path) -> None:
 def changed_row(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("DELETE FROM fact")
+    database.execute("UPDATE tree SET row = (SELECT max(row) FROM tree)")
     database.execute("UPDATE record SET id = id || 'x'")
     database.commit()
     database.close()
@@ -226,6 +231,7 @@ import sys, time
 from pathlib import Path
 from cas.index.records import NewRecord
 from cas.index.store import Store
+from cas.index.usage import presence
 from test_sqlindex import answers, BLOBS, uuid
 store = Store(Path(sys.argv[1]))
 me, expected, rounds = int(sys.argv[2]), answers(store), 0

@@ -9,7 +9,7 @@ from enum import StrEnum
 from cas.config import Settings
 from cas.errors import UsageError
 from cas.index.store import Store, store_of
-from cas.index.usage import CheckpointUsage, usage
+from cas.index.usage import Presence, presence
 from cas.registry.catalog import Catalog, KnownRegistry, known_registries
 from cas.registry.filters import MetricFilter, parse_states
 from cas.registry.records import CheckpointRecord, State
@@ -118,7 +118,7 @@ def registries(*, settings: Settings | None = None) -> list[KnownRegistry]:
 
 
 def _every(store: Store, catalog: Catalog, experiment: int | None, trial: int | None) -> Iterator[ListedCheckpoint]:
-    used = {one.uuid: one for one in usage(store).checkpoints}
+    used = presence(store)
     told = set()
     for record in catalog.checkpoints(experiment=experiment, trial=trial):
         told.add(record.uuid)
@@ -134,7 +134,7 @@ def _every(store: Store, catalog: Catalog, experiment: int | None, trial: int | 
             yield ListedCheckpoint(one.registries[0], uuid, None, one.size, _here(one), one.pinned)
 
 
-def _here(used: CheckpointUsage | None) -> Here:
+def _here(used: Presence | None) -> Here:
     if used is None or (used.files and used.missing == used.files):
         return Here.NO
     return Here.PART if used.missing else Here.YES

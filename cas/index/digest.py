@@ -11,7 +11,7 @@ import blake3
 
 from cas.errors import ContentError
 
-_is_hex = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
+is_hex = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
 _PREFIX = "blake3:"
 _WINDOW = 1 << 20  # bytes per read: stays in the processor's cache between the read and the hash
 
@@ -30,7 +30,7 @@ class Digest(_Fields):
     __slots__ = ()
 
     def __new__(cls, hex: str) -> Self:  # noqa: D102 - the class's docstring says it
-        if not _is_hex(hex):
+        if not is_hex(hex):
             raise ContentError(f"not a BLAKE3 digest (64 lower-case hex digits): {hex!r:.80}")
         return super().__new__(cls, hex)
 

@@ -20,6 +20,7 @@ from cas.errors import ContentError
 from cas.index import disk
 
 MAX_LINE = 256 << 20  # bytes; longer runs without a newline are damage
+_AT_ONCE = 1 << 18  # bytes of lines that are parsed together
 MAX_DEPTH = 100  # of lists and objects within each other: far below where any JSON reader gives up
 
 
@@ -121,22 +122,34 @@ def read(path: Path, start: int = 0, torn: Torn | None = None) -> Iterator[Line]
     """
     with open(disk.open_file(path), "rb") as file:
         file.seek(start)
-        offset = start
+        offset, size = start, 0
+        waiting: list[tuple[bytes, int]] = []
         while raw := file.readline(MAX_LINE):
             offset += len(raw)
             if not raw.endswith(b"\n"):
                 if len(raw) < MAX_LINE:
                     break
                 continue
-            if raw == b"\n":
-                continue
-            payload = decode(raw)
-            if payload is not None:
-                yield Line(raw, payload, offset)
-            elif torn is not None:
-                torn.count += 1
-                if torn.kept is not None:
-                    torn.kept.append(raw)
+            waiting.append((raw, offset))
+            size += len(raw)
+            if size >= _AT_ONCE:
+                yield from _whole(waiting, torn)
+                waiting, size = [], 0
+        yield from _whole(waiting, torn)
+
+
+def _whole(found: list[tuple[bytes, int]], torn: Torn | None) -> Iterator[Line]:
+    """Yield those lines that are whole, each with its end."""
+    flags = [is_whole(raw) for raw, _ in found]
+    payloads = iter(decode_whole([raw for (raw, _), is_good in zip(found, flags, strict=True) if is_good]))
+    for (raw, end), is_good in zip(found, flags, strict=True):
+        payload = next(payloads) if is_good else None
+        if payload is not None:
+            yield Line(raw, payload, end)
+        elif torn is not None and raw != b"\n":
+            torn.count += 1
+            if torn.kept is not None:
+                torn.kept.append(raw)
 
 
 def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool = False, may_move: bool = False) -> None:

@@ -35,10 +35,14 @@ class Watch:
     Args:
         store: the store.
         is_only_copy: whether a checkpoint lies nowhere else. By default every one counts as such.
+        planning: nothing is deleted by what is read here, so what the index keeps of manifests will do.
     """
 
-    def __init__(self, store: Store, is_only_copy: Callable[[str], bool] = lambda uuid: True) -> None:
+    def __init__(
+        self, store: Store, is_only_copy: Callable[[str], bool] = lambda uuid: True, *, planning: bool = False
+    ) -> None:
         self._store = store
+        self._planning = planning
         self._is_only_copy = is_only_copy
         self._trees: dict[Digest, frozenset[Digest]] = {}
         self._kept: set[Digest] = set()
@@ -61,6 +65,12 @@ class Watch:
             self._trees[manifest] = known
         return known
 
+    def _read_kept(self, manifests: Iterable[Digest]) -> None:
+        known: dict[str, Digest] = {}  # a blob that many share is one object
+        for manifest, tree in self._store.trees.read(manifests).items():
+            blobs = [known.get(hex) or known.setdefault(hex, Digest(hex)) for hex in tree.blobs]
+            self._trees[manifest] = frozenset(blobs)
+
     def living(self) -> dict[str, Lease]:
         """Return the leases that have not ended."""
         return living(self._store.layout, disk.clock(self._store.home))
@@ -82,6 +92,8 @@ class Watch:
         for _, uuid, manifests in self._store.refs.all():
             for manifest in manifests:
                 wanted.setdefault(manifest, []).append(uuid)
+        if self._planning:
+            self._read_kept(manifest for manifest in wanted if manifest not in self._trees)
         digests: set[Digest] = set()
         unknown: dict[str, None] = {}
         for manifest, uuids in wanted.items():

@@ -18,6 +18,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeVar
@@ -48,6 +50,8 @@ class _DamagedIndexError(Exception):
     """The index file is not what we wrote; make another."""
 
 
+_FOLLOWED = 500  # lines that are added together
+_CACHE = 64 << 10  # KiB of memory while an index is made: it is larger than what SQLite takes by itself
 _AT_ONCE = 200  # texts that are looked for in one reading of a table, or keys with one query
 
 
@@ -191,6 +195,36 @@ class SqlIndex:
         row = database.execute(query, (registry, kind, id)).fetchone()
         return None if row is None else _payload(row[0])
 
+    # --- what manifests say --------------------------------------------------------------------------------
+
+    def trees(self) -> dict[str, bytes]:
+        """Return what was kept of manifests, by the hex of their digests."""
+        check = xxhash.xxh3_64_digest
+
+        def ask(database: sqlite3.Connection) -> dict[str, bytes]:
+            found = {}
+            for hex, row in database.execute("SELECT manifest, row FROM tree"):
+                if not isinstance(row, bytes) or check(f"{hex}".encode() + row[8:]) != row[:8]:
+                    raise _DamagedIndexError("a row in it is damaged")
+                found[hex] = row[8:]
+            return found
+
+        return self._ask(ask)
+
+    def keep_trees(self, trees: Mapping[str, bytes], *, forget: Iterable[str] = ()) -> None:
+        """Keep what manifests say, and forget what others said; where that is not possible, nothing is lost."""
+        rows = [(hex, xxhash.xxh3_64_digest(hex.encode() + row) + row) for hex, row in trees.items()]
+        with _turn:
+            connection = self._connection()
+            try:
+                with connection.writing() as database:
+                    database.executemany("DELETE FROM tree WHERE manifest = ?", [(hex,) for hex in forget])
+                    database.executemany("INSERT OR REPLACE INTO tree (manifest, row) VALUES (?, ?)", rows)
+            except (sqlite3.Error, _DamagedIndexError) as error:
+                log.info("what manifests say is not kept: %s", error)
+
+    # --- the catalog ---------------------------------------------------------------------------------------
+
     def live_bytes(self, files: Iterable[Path]) -> int:
         """Return how many bytes of some files of records are lines that count."""
         query = "SELECT sum(length(line)) FROM record WHERE source = (SELECT id FROM source WHERE path = ?)"
@@ -276,6 +310,7 @@ class SqlIndex:
         maker = _Connection()
         try:
             maker.open(new)
+            maker.enlarge(_CACHE)
             with maker.writing(first=True) as database:
                 self._create(database)
             path = new.with_suffix(".sqlite3")
@@ -369,15 +404,15 @@ class SqlIndex:
         path = self._root / name
         registry = _registry_of(name)
         try:
-            for line in lines.read(path, offset):
-                offset = line.end
-                try:
-                    if registry is None:
-                        _add_fact(database, source, line)
-                    else:
-                        _add_record(database, source, registry, line)
-                except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
-                    log.info("a line of %s says nothing that can be asked for: %s", name, error)
+            found = lines.read(path, offset)
+            while some := list(islice(found, _FOLLOWED)):
+                if registry is None:
+                    _add_facts(database, source, some)
+                else:
+                    for line in some:
+                        with _sayable(name):
+                            _add_record(database, source, registry, line)
+                offset = some[-1].end
         except FileNotFoundError:
             log.info("%s was written anew meanwhile", path)
         except OSError as error:
@@ -414,6 +449,10 @@ class _Connection:
         # memory file kills a process (SIGBUS) when somebody truncates it.
         for pragma in ("synchronous = OFF", "journal_mode = TRUNCATE", "cell_size_check = ON"):
             self.database.execute(f"PRAGMA {pragma}")
+
+    def enlarge(self, cache: int) -> None:
+        """Give the connection more memory (KiB)."""
+        self._opened().execute(f"PRAGMA cache_size = -{cache}")
 
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Ask, and look whether the file was ours all the while: no other process of ours writes meanwhile."""
@@ -512,11 +551,29 @@ def _followed(database: sqlite3.Connection) -> Sources:
     return {path: (inode, offset) for path, (_, inode, offset) in _known(database).items()}
 
 
-def _add_fact(database: sqlite3.Connection, source: int, line: lines.Line) -> None:
-    kind, key = line.payload.get("kind"), line.payload.get("key")
-    if isinstance(kind, str) and isinstance(key, str):
-        add = "INSERT OR REPLACE INTO fact (kind, key, source, line) VALUES (?, ?, ?, ?)"
-        database.execute(add, (kind, key, source, line.raw))
+@contextlib.contextmanager
+def _sayable(name: object) -> Iterator[None]:
+    """Pass over a line whose words SQLite cannot hold: nobody can ask for it."""
+    try:
+        yield
+    except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
+        log.info("a line of %s says nothing that can be asked for: %s", name, error)
+
+
+def _add_facts(database: sqlite3.Connection, source: int, found: Iterable[lines.Line]) -> None:
+    add = "INSERT OR REPLACE INTO fact (kind, key, source, line) VALUES (?, ?, ?, ?)"
+    rows = []
+    for line in found:
+        kind, key = line.payload.get("kind"), line.payload.get("key")
+        if isinstance(kind, str) and isinstance(key, str):
+            rows.append((kind, key, source, line.raw))
+    rows.sort(key=itemgetter(0, 1))  # as they lie in the table; of equal ones the last one stays last
+    try:
+        database.executemany(add, rows)
+    except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError):
+        for row in rows:
+            with _sayable(f"source {source}"):
+                database.execute(add, row)
 
 
 def _add_record(database: sqlite3.Connection, source: int, registry: str, line: lines.Line) -> None:

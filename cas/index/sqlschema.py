@@ -1,6 +1,6 @@
 """The SQLite index's schema. It holds nothing that the plain files do not: it can be deleted at any time."""
 
-VERSION = 3
+VERSION = 4
 
 # The members of a record's data that choices are made by. They are kept apart, so that the best of 10,000 is found
 # without reading 10,000 whole records; what they mean is the registry room's business.
@@ -49,6 +49,12 @@ CREATE TABLE parent (
 
 -- A record that comes again takes its parents with it; without this each one reads the whole table.
 CREATE INDEX parent_of ON parent (registry, kind, id);
+
+-- What manifests say of their blobs (trees.py), each as long as its file is as it was when it was read.
+CREATE TABLE tree (
+    manifest TEXT NOT NULL UNIQUE,  -- hex of its digest
+    row      BLOB NOT NULL          -- XXH3-64 (8 bytes) of the hex and of the rest; the tree
+);
 
 -- One row: whose index this is.
 CREATE TABLE meta (store TEXT NOT NULL, boot TEXT);

@@ -10,11 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from cas.errors import ContentError
 from cas.index import disk
 from cas.index.aside import Held, What, held
 from cas.index.digest import Digest
+from cas.index.garbage import uncollected
 from cas.index.leases import Lease, ended
 from cas.index.locks import is_abandoned
 from cas.index.needs import Needs, Watch, views
@@ -45,8 +47,7 @@ class Leftover:
     since: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
+class StoredBlob(NamedTuple):
     """One blob on the disk: bytes, when it got its name (ns), and how many names its file has, anywhere."""
 
     size: int
@@ -96,7 +97,12 @@ class Stock:
 
 def take_stock(store: Store, is_only_copy: Callable[[str], bool] = lambda uuid: True) -> Stock:
     """Look at everything."""
-    watch = Watch(store, is_only_copy)
+    with uncollected():
+        return _take_stock(store, is_only_copy)
+
+
+def _take_stock(store: Store, is_only_copy: Callable[[str], bool]) -> Stock:
+    watch = Watch(store, is_only_copy, planning=True)
     alive = watch.living()
     viewed = watch.viewed(alive)
     now = disk.clock(store.home)

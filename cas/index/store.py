@@ -29,6 +29,7 @@ from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
 from cas.index.sqlindex import SqlIndex
+from cas.index.trees import Trees
 
 log = logging.getLogger("cas.index")
 
@@ -78,6 +79,7 @@ class Store:
         kind = {"network": opened.on_network, "read_only": opened.read_only, "image": opened.is_image}
         self.blobs = Blobs(self.layout, self.facts, self.owners, **kind)
         self.refs = Refs(self.layout, self.owners, read_only=opened.read_only)
+        self.trees = Trees(self.layout, self.owners, self.refs, self.index)
         self.chunks = Chunks(self.layout, opened.index_folder)
         self.leases = Leases(self.layout)
         self.pins = Pins(self.layout)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cas.errors import ContentError, NotFoundError, UsageError
 from cas.index import disk
+from cas.index.garbage import uncollected
 from cas.index.records import Seen
 from cas.index.store import Store
 from cas.registry import briefs
@@ -190,7 +189,7 @@ class Catalog:
         experiment = seen.data.get("experiment") if kind == "trial" else int(id)
         config = self._config(seen.registry, experiment) if isinstance(experiment, int) else {}
         try:
-            with _uncollected():
+            with uncollected():
                 rows = self._store.records.briefs("checkpoint", registry=seen.registry, parent=thing)
                 picked = choice(list(briefs.read(rows, registry=seen.registry, config=config)))
         except (NotFoundError, UsageError):  # the message says how many there are of which kind
@@ -302,18 +301,6 @@ def choose(registry: Registry, thing: str, choice: Choice) -> list[CheckpointRec
 def _chosen(records: list[CheckpointRecord], choice: Choice) -> list[CheckpointRecord]:
     found = {record.uuid: record for record in records}
     return [found[one.uuid] for one in choice(records)]
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Make many small objects without looking for cycles among them: there are none, and the search takes long."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _precedence(record: CheckpointRecord) -> tuple[bool, int, str]:
