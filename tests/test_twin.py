@@ -60,7 +60,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def steps() -> Iterator[list[str]]:
-    """What is done to the disk while the test runs: a twin needs no `copy_range`."""
+    """What is done to the disk while the test runs: a twin needs no `copy_whole`."""
     seen: list[str] = []
     disk.observe(lambda moment, step: seen.append(step) if moment == "after" else None)
     yield seen
@@ -147,7 +147,7 @@ def test_the_copy_takes_no_second_reading_of_what_came(store: Store, target: Pat
     report, _ = download(store, MemoryRemote({"a/model": LARGE, "small": b"s"}), target)
     assert (target / "a/model").read_bytes() == LARGE and (target / "small").read_bytes() == b"s"
     assert (report.copied, report.bytes) == (2, len(LARGE) + 1)
-    assert steps.count("copy_range") == 1  # the small one's
+    assert steps.count("copy_whole") == 1  # the small one's
 
 
 def test_ranges_that_come_in_another_order_are_right_in_the_copy(store: Store, target: Path, steps: list[str]) -> None:
@@ -162,7 +162,7 @@ def test_ranges_that_come_in_another_order_are_right_in_the_copy(store: Store, t
 
     download(store, Watched(MemoryRemote({"model": data}), look), target)
     assert (target / "model").read_bytes() == data
-    assert "copy_range" not in steps
+    assert "copy_whole" not in steps
 
 
 def test_a_stream_without_ranges_is_followed_too(store: Store, target: Path, steps: list[str]) -> None:
@@ -170,7 +170,7 @@ def test_a_stream_without_ranges_is_followed_too(store: Store, target: Path, ste
     remote.has_ranges = False
     download(store, remote, target)
     assert (target / "model").read_bytes() == LARGE
-    assert "copy_range" not in steps
+    assert "copy_whole" not in steps
 
 
 def test_what_was_fetched_by_another_is_copied_from_the_store(store: Store, target: Path, steps: list[str]) -> None:
@@ -181,7 +181,7 @@ def test_what_was_fetched_by_another_is_copied_from_the_store(store: Store, targ
     report, pulled = download(store, remote, target)
     assert (report.copied, pulled.bytes_fetched) == (1, 0)
     assert (target / "model").read_bytes() == LARGE
-    assert "copy_range" in steps
+    assert "copy_whole" in steps
 
 
 # --- where it must not, or need not ----------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_a_target_on_another_disk_has_twins_by_default(store: Store, tmp_path: P
         report, _ = download(store, MemoryRemote({"model": LARGE}), point / "target", link=Link.AUTO)
         assert (point / "target" / "model").read_bytes() == LARGE
     assert report.copied == 1
-    assert "copy_range" not in steps
+    assert "copy_whole" not in steps
 
 
 def test_permissions_are_those_of_any_copy(store: Store, tmp_path: Path, target: Path) -> None:
@@ -250,7 +250,7 @@ def test_what_an_existing_target_misses_is_made_while_it_comes(store: Store, tar
     report, _ = download(store, MemoryRemote({"a/here": OTHER, "a/model": LARGE}), target)
     assert (report.copied, report.kept, report.extra) == (1, 1, 1)
     assert (target / "a" / "model").read_bytes() == LARGE and (target / "notes").read_text() == "mine"
-    assert "copy_range" not in steps
+    assert "copy_whole" not in steps
     assert left_beside(target) == []
 
 
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_in_neither_store_nor_copy(store: Store, target: Path, 
     report, pulled = download(store, FaultyRemote(remote, "flip"), target)
     assert pulled.bytes_fetched == 2 * len(LARGE)
     assert (target / "model").read_bytes() == LARGE
-    assert report.copied == 1 and "copy_range" not in steps
+    assert report.copied == 1 and "copy_whole" not in steps
     assert left_beside(target) == []
 
 
@@ -292,7 +292,7 @@ def test_a_range_that_is_asked_for_again_is_right_in_the_copy(
 ) -> None:
     download(store, FaultyRemote(MemoryRemote({"model": LARGE}), word), target)
     assert (target / "model").read_bytes() == LARGE
-    assert "copy_range" not in steps
+    assert "copy_whole" not in steps
 
 
 FROZEN = noise(6 * MIB, 1)

@@ -202,8 +202,7 @@ class Placer:
         try:
             fd = disk.create(path, 0o777 if entry.executable else 0o666)
             try:
-                for start in range(0, entry.size, disk.COPY_WINDOW):
-                    disk.copy_range(source, fd, start, min(disk.COPY_WINDOW, entry.size - start))
+                disk.copy_whole(source, fd, entry.size)
             finally:
                 os.close(fd)
         except EOFError as error:

@@ -15,7 +15,7 @@ Callers say `disk.rename`, `disk.now`: this is the door, and the modules behind 
 from __future__ import annotations
 
 from cas.index.disk.clocks import awake, boot_id, clock, monotonic, now, writer_name
-from cas.index.disk.copying import COPY_WINDOW, SHARED, copy_range, is_link_refusal, reflink
+from cas.index.disk.copying import COPY_WINDOW, SHARED, copy_range, copy_whole, is_link_refusal, reflink
 from cas.index.disk.forks import importing
 from cas.index.disk.group import refuse_links, share, unshare
 from cas.index.disk.looking import (
@@ -58,6 +58,7 @@ __all__ = [
     "change_mode",
     "clock",
     "copy_range",
+    "copy_whole",
     "create",
     "folders",
     "forget_cached",
