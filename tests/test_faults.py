@@ -161,30 +161,37 @@ class OverHttp:
         likes = {
             "etag": rng.choice(["strong", "strong", "strong", "weak", "none"]),
             "modified": rng.random() < 0.6,
-            "digest": rng.random() < 0.4,
+            "digest": rng.random() < 0.6,
             "ranges": rng.random() < 0.85,
             "conditions": rng.choice(["obeyed", "obeyed", "ignored", "refused"]),
+            "lying": rng.random() < 0.5,
+            "large": rng.random() < 0.7,
+            "strict": rng.random() < 0.4,
         }
-        for name in likes:
-            setattr(site, name, given.get(name, likes[name]))
-        site.modified = site.modified or site.etag != "none"
+        if rng.random() < schedules.OPEN:
+            likes |= {"etag": rng.choice(["strong", "none"]), "modified": True, "digest": False, "ranges": True}
+            likes |= {"conditions": "ignored", "lying": False, "large": True, "strict": False}
+            kinds = kinds or schedules.mixing(rng)
+        likes |= given
+        for name in ("etag", "digest", "ranges", "conditions"):
+            setattr(site, name, likes[name])
+        site.modified = likes["modified"] or site.etag != "none"
 
         def write(name, data, is_other):
             site.write(place + name, data, age=0 if is_other else 3600)
             if is_other and site.etag != "strong":
                 world.untold.add(name)  # its time is too young to tell versions apart
 
-        lying = bool(given.get("lying", rng.random() < 0.35))
-        world = World(rng, write, lying=lying, declares=site.digest, validates=site.modified)
-        world.fill(large=bool(given.get("large", rng.random() < 0.85)))
+        world = World(rng, write, lying=likes["lying"], declares=site.digest, validates=site.modified)
+        world.fill(large=likes["large"])
         for name, data in world.elsewhere.items():
             self.other.write(place + name, data, age=7200)
         faults = Schedule(seed, world, f"/{place}", self.other.url + place, kinds=kinds)
         with home_in(self.folder, seed) as home:
-            settings = settings_for(home, rng)
+            settings = settings_for(home, rng, strict=likes["strict"])
             self.proxy.faults = faults
             ended = run(self.remote(place, schedules.TIMEOUT), settings, world)
-            self.proxy.faults = lambda one: None
+            faults.end()
             run(self.remote(place, PATIENT), settings, world, calm=True)
         self.used += faults.used
         self.proxy.exchanges.clear()
@@ -225,9 +232,16 @@ def test_schedules_over_plain_http_notice_a_check_that_is_missing(
     over_http, monkeypatch, check, instead, traits, kinds
 ):
     monkeypatch.setattr(web, check, instead)
-    open_to_it = {"kinds": kinds, "lying": False, "digest": False, "etag": "strong", "large": True, **traits}
+    open_to_it = {
+        "lying": False,
+        "digest": False,
+        "etag": "strong",
+        "large": True,
+        "strict": False,
+        **traits,
+    }
     with pytest.raises(ExceptionGroup, match="schedules failed") as caught:
-        each_seed(0, 40, lambda seed: over_http.schedule(seed, **open_to_it), failures=1)
+        each_seed(0, 40, lambda seed: over_http.schedule(seed, kinds=kinds, **open_to_it), failures=1)
     assert "blocks of versions" in str(caught.value.exceptions[0])
 
 
@@ -250,11 +264,16 @@ class OverS3:
         likes = {
             "in_parts": rng.random() < 0.6,
             "is_deaf": rng.random() < 0.4,  # it ignores If-Match, always
-            "lying": rng.random() < 0.35,
-            "declares": rng.random() < 0.4,
-            "large": rng.random() < 0.85,
-            **given,
+            "lying": rng.random() < 0.5,
+            "declares": rng.random() < 0.6,
+            "large": rng.random() < 0.7,
+            "strict": rng.random() < 0.4,
         }
+        if rng.random() < schedules.OPEN:
+            likes |= {"in_parts": True, "is_deaf": True, "lying": False, "declares": False}
+            likes |= {"large": True, "strict": False}
+            kinds = kinds or schedules.mixing(rng)
+        likes |= given
 
         def write(name, data, is_other):
             self.put(place + name, data, in_parts=likes["in_parts"])
@@ -274,10 +293,10 @@ class OverS3:
             kinds=kinds,
         )
         with home_in(self.folder, seed) as home:
-            settings = settings_for(home, rng)
+            settings = settings_for(home, rng, strict=likes["strict"])
             self.proxy.faults = faults
             ended = run(self.remote(place, schedules.TIMEOUT), settings, world)
-            self.proxy.faults = faults.always
+            faults.end()
             run(self.remote(place, PATIENT), settings, world, calm=True)
         self.used += faults.used
         self.proxy.exchanges.clear()
@@ -320,7 +339,7 @@ def test_schedules_over_s3(over_s3, request):
 @pytest.mark.s3
 def test_schedules_over_s3_notice_a_check_that_is_missing(over_s3, monkeypatch):
     monkeypatch.setattr(S3Remote, "_require_listed", lambda *_: None)
-    open_to_it = {"lying": False, "declares": False, "is_deaf": True, "in_parts": True, "large": True}
+    open_to_it = {"lying": False, "declares": False, "is_deaf": True, "in_parts": True, "large": True, "strict": False}
     with pytest.raises(ExceptionGroup, match="schedules failed") as caught:
         each_seed(0, 40, lambda seed: over_s3.schedule(seed, kinds=("replaced", "cut"), **open_to_it), failures=1)
     assert "blocks of versions" in str(caught.value.exceptions[0])
