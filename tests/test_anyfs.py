@@ -270,3 +270,23 @@ def test_a_forked_child_opens_a_file_system_of_its_own(tmp_path):
     import textwrap
 
     assert run_python(textwrap.dedent(code), tmp_path).strip() == "0"
+
+
+def test_a_slow_line_is_no_silent_server(settings):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Slow(MemoryFileSystem):
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace("slow://", "memory://"))
+
+        def cat_file(self, path, start=None, end=None, **options):
+            time.sleep((end - start) / 20_000)  # bytes a second
+            return super().cat_file(path, start, end, **options)
+
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    Slow().pipe("/a-slow-place/f", b"x" * 10_000)
+    remote = FsspecRemote("slow://a-slow-place", timeout=0.2)
+    [file] = remote.list().files
+    assert b"".join(remote.read(file, 0, file.size)) == b"x" * 10_000
+    Slow().rm("/a-slow-place", recursive=True)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import pytest
 import schedules
-from proxy import Fault, counting, relaying
+from proxy import Fault, counting, error, relaying
 from remotes import MemoryRemote
+from s3_server import LATER_KEY, LATER_SECRET
 from schedules import Schedule, World, each_seed, run, settings_for
 from web_server import serving
 
@@ -268,6 +270,7 @@ class OverS3:
             "declares": rng.random() < 0.6,
             "large": rng.random() < 0.7,
             "strict": rng.random() < 0.4,
+            "expiry": rng.choice([0, 0, 0, 2, 6, 12]),  # answers after which the keys run out, if they do
         }
         if rng.random() < schedules.OPEN:
             likes |= {"in_parts": True, "is_deaf": True, "lying": False, "declares": False}
@@ -282,28 +285,44 @@ class OverS3:
         world.fill(large=likes["large"])
         for name, data in world.elsewhere.items():
             self.other.write(f"{self.bucket}/{place}{name}", data)
-        always = Fault(drop=("if-match",) if likes["is_deaf"] else (), without=() if world.declares else DECLARED)
         at = f"/{self.bucket}/{place}"
         faults = Schedule(
             seed,
             world,
             at,
             f"{self.other.url}{at[1:]}",
-            always=lambda one: always if one.path.startswith(at) else None,
+            always=self.always(at, likes),
             kinds=kinds,
         )
         with home_in(self.folder, seed) as home:
             settings = settings_for(home, rng, strict=likes["strict"])
             self.proxy.faults = faults
-            ended = run(self.remote(place, schedules.TIMEOUT), settings, world)
+            ended = run(self.remote(place, schedules.TIMEOUT, likes), settings, world)
             faults.end()
-            run(self.remote(place, PATIENT), settings, world, calm=True)
+            run(self.remote(place, PATIENT, likes), settings, world, calm=True)
         self.used += faults.used
         self.proxy.exchanges.clear()
         return ended
 
-    def remote(self, place: str, timeout: float) -> S3Remote:
-        keys = Credentials(self.server.access_key, self.server.secret_key)
+    def always(self, at: str, likes: dict[str, object]):
+        """Return what the server does with every request: what it is deaf to, and keys that run out."""
+        drop = ("if-match",) if likes["is_deaf"] else ()
+        without = () if likes["declares"] else DECLARED
+        left = [likes["expiry"]]
+
+        def found(one):
+            if likes["expiry"] and f"Credential={self.server.access_key}/" in one.headers.get("authorization", ""):
+                left[0] -= 1
+                if left[0] < 0:
+                    return Fault(answer=error("400 Bad Request", "ExpiredToken"))
+            return Fault(drop=drop, without=without) if one.path.startswith(at) else None
+
+        return found
+
+    def remote(self, place: str, timeout: float, likes: dict[str, object]) -> S3Remote:
+        """The place, read with keys of a file or with those of a command, which gives others the second time."""
+        keys = None if likes["expiry"] else Credentials(self.server.access_key, self.server.secret_key)
+        (self.folder / "calls").unlink(missing_ok=True)
         endpoint = self.proxy.server.endpoint
         return S3Remote(
             S3Place(bucket=self.bucket, prefix=place.rstrip("/"), endpoint=endpoint, region="us-east-1", keys=keys),
@@ -323,7 +342,24 @@ class OverS3:
 
 
 @pytest.fixture
-def over_s3(folder, s3_server, bucket):
+def keys_by_command(folder, s3_server, monkeypatch):
+    """A command that gives two pairs of keys, one after the other."""
+    for number, (key, secret) in enumerate([(s3_server.access_key, s3_server.secret_key), (LATER_KEY, LATER_SECRET)]):
+        said = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret, "Expiration": "2099-01-01T00:00:00Z"}
+        (folder / f"keys-{number}.json").write_text(json.dumps(said))
+    script = folder / "keys.sh"
+    script.write_text(
+        f"cd {folder}\n[ -e calls ] && cat keys-1.json || cat keys-0.json\ntouch calls\n", encoding="utf-8"
+    )
+    (folder / "aws-config").write_text(f"[default]\ncredential_process = sh {script}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+
+
+@pytest.fixture
+def over_s3(folder, s3_server, bucket, keys_by_command):
     (folder / "other").mkdir()
     with serving(folder / "other") as other, counting(s3_server) as proxy:
         ground = OverS3(folder, s3_server, bucket, proxy, other)

@@ -39,8 +39,12 @@ Files = list[RemoteFile]
 Folders = list[RelativePath]
 
 MAX_FILES = 1_000_000
-_AT_ONCE = 64  # calls that may wait for a server; each is given up after the timeout
+_AT_ONCE = 64  # calls that may wait for a server; each is given up some time
 _PIECE = 1 << 20
+_AHEAD = 5 << 20  # bytes that fsspec's files read at once, whatever is asked for
+# Bytes per second: half of what each of 8 connections has on a line of 1 Mbit/s. A call shows no progress, so it gets
+# the timeout and the time that its bytes take at this pace.
+_SLOW = 8 << 10
 # What tells one version of a file from another, in the words of the file systems that fsspec knows.
 _VERSIONS = ("ETag", "etag", "generation", "version_id", "VersionId", "blob_id", "oid", "sha", "md5", "md5Hash", "lfs")
 _TIMES = (
@@ -138,7 +142,7 @@ class FsspecRemote:
         """Yield a range, once it is known that the file is still the one that was listed; see `Remote`."""
         system, _ = self._open()
         path = self._path(file)
-        data = self._call(lambda: system.cat_file(path, start=start, end=end), f"read {file.path} of")
+        data = self._call(lambda: system.cat_file(path, start=start, end=end), f"read {file.path} of", size=end - start)
         self._require_same(file)
         if len(data) != end - start:
             raise TransientRemoteError(f"{file.identity.url}: {len(data)} of {end - start} bytes came")
@@ -152,7 +156,7 @@ class FsspecRemote:
         path, left = self._path(file), file.size
         with self._call(lambda: system.open(path, "rb"), f"open {file.path} of") as source:
             while left:
-                data = self._call(partial(source.read, min(_PIECE, left)), f"read {file.path} of")
+                data = self._call(partial(source.read, min(_PIECE, left)), f"read {file.path} of", size=_AHEAD)
                 if not data:
                     raise TransientRemoteError(f"{file.identity.url}: ended {left} bytes too early")
                 left -= len(data)
@@ -202,14 +206,14 @@ class FsspecRemote:
             raise UsageError(f"{self.url}: fsspec cannot open it: {self._said(error)}") from error
         return system, str(root)
 
-    def _call(self, function: Any, doing: str, *, many: bool = False) -> Any:
-        """Call fsspec in a thread, so that a server which keeps silent is not waited for longer than the timeout."""
+    def _call(self, function: Any, doing: str, *, many: bool = False, size: int = 0) -> Any:
+        """Call fsspec in a thread, so that a server which keeps silent is not waited for for ever; `size` in bytes."""
         with self._lock:
             if self._calls is None or self._calls[0] != os.getpid():
                 self._calls = (os.getpid(), Workers(_AT_ONCE, threading.Event(), "cas-fsspec"))
             calls = self._calls[1]
         try:
-            return calls.submit(function).result(self._timeout * (20 if many else 1))
+            return calls.submit(function).result(self._timeout * (20 if many else 1) + size / _SLOW)
         except TimeoutError as error:
             raise TransientRemoteError(f"cannot {doing} {self.url}: no answer in time") from error
         except Exception as error:
