@@ -6,6 +6,7 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -94,6 +95,61 @@ def safetensors(folder: Path) -> None:
     save_file(seeded().state_dict(), folder / "model.safetensors")
 
 
+def safetensors_in_parts(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    where = parts(folder, "model-0000{}-of-00002.safetensors", save_file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def parts(folder: Path, name: str, save: Callable[[Any, Path], None]) -> dict[str, str]:
+    state = seeded().state_dict()
+    where = {key: name.format(1 + number % 2) for number, key in enumerate(state)}
+    for file in set(where.values()):
+        save({key: value for key, value in state.items() if where[key] == file}, folder / file)
+    return where
+
+
+def state_in_parts(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    where = parts(folder, "pytorch_model-0000{}-of-00002.bin", torch.save)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def state_dict(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    torch.save({"model_state_dict": seeded().state_dict(), "optimizer": {"step": 3}}, folder / "weights.pt")
+
+
+def distributed(folder: Path) -> None:
+    import warnings
+
+    from torch.distributed import checkpoint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process saves alone
+        checkpoint.save({"model": seeded().state_dict(), "epoch": 3}, checkpoint_id=folder, no_dist=True)
+
+
+def plain_pickle(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.pkl").write_bytes(pickle.dumps(seeded()))
+
+
+def mlflow(folder: Path) -> None:
+    pickled(folder / "data")
+    (folder / "MLmodel").write_text("flavors: {}\n")
+
+
+def trial_of_0_17(folder: Path) -> None:
+    """A trial whose class builds the model in its constructor, told by `metadata.json` alone."""
+    newer_trial(folder)
+    (folder / "load_data.json").unlink()
+    metadata = {"framework": "torch-1.9.0", "experiment_config": {"entrypoint": "model_def:T"}, "hparams": {}}
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+
+
 def lightning(folder: Path) -> None:
     folder.mkdir(parents=True)
     state = {f"model.{name}": value for name, value in seeded().state_dict().items()}
@@ -133,15 +189,25 @@ MAKERS: dict[str, Callable[[Path], None]] = {
         pickled_before_1_6,
         pickled_with_code,
         safetensors,
+        safetensors_in_parts,
+        state_in_parts,
+        state_dict,
+        distributed,
+        plain_pickle,
+        mlflow,
+        trial_of_0_17,
         lightning,
         newer_trial,
     )
 }
 
 
+WITHOUT_CODE = {"safetensors", "safetensors_in_parts", "state_in_parts", "state_dict", "distributed", "lightning"}
+
+
 def load(layout: str, loader: Callable[..., Any]) -> Any:
     """Load a layout, and return the model that its expected output is of."""
-    if layout in ("safetensors", "lightning"):
+    if layout in WITHOUT_CODE:
         model = loader(model=torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
     else:
         model = loader()
@@ -270,6 +336,17 @@ def test_optimizer_of_the_trial_trains_the_model_that_was_loaded(checkpoints: di
     model(torch.rand(4, 3)).square().sum().backward()
     model.optimizer[0].step()
     assert not torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_what_was_loaded_by_its_path_does_not_need_its_files(layout: str, tmp_path: Path) -> None:
+    MAKERS[layout](tmp_path / "mine")
+    model = load(layout, lambda **options: Checkpoint.load_from_path(tmp_path / "mine", **options))
+    for path in (tmp_path / "mine").rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            path.write_bytes(b"")  # whoever reads a mapping of it now is killed
+    assert is_right(layout, model)
 
 
 @pytest.mark.parametrize("layout", ["pickled", "pickled_before_1_6", "safetensors"])
