@@ -29,6 +29,7 @@ from cas.load.views import AbsentBlobsError, make_view, use_view
 from cas.pull.origin import Origin
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
+from cas.transfer.plan import pull_key
 from cas.transfer.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
@@ -511,21 +512,35 @@ class Checkpoint(Described):
         Raises:
             NoSpaceError: what is missing will not fit, or not into the destination besides.
         """
-        manifest = self._known()
-        absent: list[Digest] = []
-        if manifest is not None and manifest.complete:
-            here = self.store.blobs.locate_all({entry.digest: entry.size for entry in manifest.files if entry.digest})
-            absent = [digest for digest in digests_of(manifest) if digest not in here]
-            if not absent:
-                self._require_room(manifest, destination)
-                if on_file is not None:
-                    for entry in manifest.files:
-                        on_file(entry)
-                self.pull_report = None
-                return manifest
+        manifest, absent = self._look()
         origin = self._origin
-        if not self.record.experiment_config.get("checkpoint_storage") and not origin.has_master:
+        may_fetch = self.record.experiment_config.get("checkpoint_storage") or origin.has_master
+        if (manifest is None or absent) and not may_fetch:
             raise self._gone(manifest, absent)
+        if manifest is None or absent or not manifest.complete:
+            # Whoever waits here needs no client of the storage and no listing: it finds everything afterwards.
+            with self.store.exclusive(pull_key(self.record.registry, self.uuid, self._selection)):
+                manifest, absent = self._look()
+                if manifest is None or absent or not manifest.complete:
+                    return self._fetch(origin, on_file, destination, mode)
+        self._require_room(manifest, destination)
+        if on_file is not None:
+            for entry in manifest.files:
+                on_file(entry)
+        self.pull_report = None
+        return manifest
+
+    def _look(self) -> tuple[Manifest | None, list[Digest]]:
+        """Return what is known of what is wanted, and which of its blobs are absent, if all of it is known."""
+        manifest = self._known()
+        if manifest is None or not manifest.complete:
+            return manifest, []
+        here = self.store.blobs.locate_all({entry.digest: entry.size for entry in manifest.files if entry.digest})
+        return manifest, [digest for digest in digests_of(manifest) if digest not in here]
+
+    def _fetch(
+        self, origin: Origin, on_file: OnFile | None, destination: Destination | None, mode: DownloadMode | None
+    ) -> Manifest:
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
         if self.record.registry == PULLED:
             from cas.pull.urls import note_pulled

@@ -47,6 +47,25 @@ PULL = """
 """
 
 
+VIEW = """
+    import json, sys, time
+    from pathlib import Path
+    from cas.checkpoint import Checkpoint
+    from cas.config import Progress, Settings
+    from cas.registry.records import CheckpointRecord
+    storage, uuid, home, options = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
+    settings = Settings(home=home, progress=Progress.OFF, concurrency=2, lock_stall=options.get("stall", 60.0))
+    record = CheckpointRecord(registry="local", uuid=uuid, experiment_config={"checkpoint_storage": storage})
+    if barrier := options.get("barrier"):
+        Path(barrier, str(__import__("os").getpid())).touch()
+        while not Path(barrier, "go").exists():
+            time.sleep(0.005)
+    view = Checkpoint(record, settings=settings).view()
+    files = {str(path.relative_to(view)): path.stat().st_size for path in view.rglob("*") if path.is_file()}
+    print(json.dumps({"files": files, "asked": "urllib3" in sys.modules}))
+"""
+
+
 @pytest.fixture
 def proxy(s3_server):
     with counting(s3_server) as running:
@@ -64,8 +83,8 @@ def objects(upload):
     return large | small
 
 
-def start(storage, home, **options):
-    command = [sys.executable, "-c", textwrap.dedent(PULL), json.dumps(storage), UUID, str(home), json.dumps(options)]
+def start(storage, home, code=PULL, **options):
+    command = [sys.executable, "-c", textwrap.dedent(code), json.dumps(storage), UUID, str(home), json.dumps(options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -80,10 +99,10 @@ def digests(objects):
     return {name: str(Digest.of(data)) for name, data in objects.items()}
 
 
-def all_at_once(storage, home, folder, **options):
+def all_at_once(storage, home, folder, count=PROCESSES, **options):
     folder.mkdir()
-    running = [start(storage, home, barrier=str(folder), **options) for _ in range(PROCESSES)]
-    while len(list(folder.iterdir())) < PROCESSES:
+    running = [start(storage, home, barrier=str(folder), **options) for _ in range(count)]
+    while len(list(folder.iterdir())) < count:
         assert all(process.poll() is None for process in running), running[0].communicate()
         time.sleep(0.01)
     (folder / "go").touch()
@@ -97,6 +116,42 @@ def test_eight_processes_fetch_each_byte_once(proxy, bucket, objects, tmp_path):
         assert proxy.bodies(f"/{name}") == len(data), name
     assert lies(tmp_path / "home") == []
     assert not any((tmp_path / "home" / "ingest").glob("*/*"))
+
+
+def sizes(objects):
+    return {name: len(data) for name, data in objects.items()}
+
+
+def listings(proxy):
+    return sum("list-type" in one.path for one in proxy.exchanges)
+
+
+def test_of_processes_that_want_one_checkpoint_one_asks_its_origin(proxy, bucket, objects, tmp_path):
+    storage, home = proxy.server.storage(bucket, "p"), tmp_path / "home"
+    reports = all_at_once(storage, home, tmp_path / "barrier", count=4, code=VIEW)
+    assert all(report["files"] == sizes(objects) for report in reports)
+    assert [report["asked"] for report in reports].count(True) == 1
+    assert listings(proxy) == 1
+    assert proxy.bodies() == sum(map(len, objects.values()))
+    assert lies(home) == []
+    assert not any((home / "ingest").glob("*/*"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_waiter_goes_on_where_the_one_that_fetches_is_killed_or_stopped(proxy, bucket, objects, tmp_path, end):
+    storage, home = proxy.server.storage(bucket, "p"), tmp_path / "home"
+    proxy.delay = 0.2
+    first = start(storage, home, code=VIEW)
+    while proxy.bodies() < 1:
+        time.sleep(0.002)
+    first.send_signal(end)
+    proxy.delay = 0
+    try:
+        assert finish(start(storage, home, code=VIEW, stall=1.0))["files"] == sizes(objects)
+    finally:
+        first.kill()
+        first.communicate()
+    assert lies(home) == []
 
 
 def test_eight_processes_without_locks_do_more_work_and_nothing_wrong(proxy, bucket, objects, tmp_path):

@@ -127,6 +127,37 @@ def test_a_store_waits_while_the_holder_writes(tmp_path: Path) -> None:
     thread.join()
 
 
+def test_a_store_waits_while_what_the_holder_names_as_parts_changes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home", stall=0.8)
+    released, begun = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with store.exclusive("whole") as held, store.staging("whole") as whole, store.staging("part") as part:
+            assert held
+            whole.name_parts([store.layout.ingest("part"), store.layout.ingest("not begun")])
+            begun.set()
+            for number in range(20):  # each is gone before anybody looks
+                part.put(str(number).encode())
+                time.sleep(0.1)
+            released.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    with store.exclusive("whole") as held:
+        assert held and released.is_set()
+    thread.join()
+
+
+def test_a_part_that_is_no_name_is_nobodys_progress(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home", stall=0.2)
+    with store.exclusive("whole"), store.staging("whole") as whole:
+        (whole.folder / "parts").write_bytes(b"../../\n\xff\x00")
+        begun = time.monotonic()
+        with store.exclusive("whole") as held:
+            assert not held and time.monotonic() - begun < 20
+
+
 def test_a_claim_is_held_until_its_owner_lets_go_or_dies(tmp_path: Path) -> None:
     claim = Claim(tmp_path / "claim")
     assert not is_abandoned(tmp_path / "claim")

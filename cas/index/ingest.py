@@ -21,7 +21,7 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -39,6 +39,8 @@ log = logging.getLogger("cas.index")
 _WINDOW = 1 << 20  # bytes per read while hashing
 _MOVED = 4 << 20  # bytes in memory while a range is moved on a full disk
 _STAGING = re.compile(r"[0-9a-f]{16}")
+PARTS = "parts"  # the file that names the folders of `ingest/` in which a piece of work is done
+_MOST_PARTS = 64 << 20  # bytes of it that are read
 
 
 class Follower(Protocol):
@@ -90,6 +92,14 @@ class Staging:
             os.close(fd)
             disk.unlink(path)
         return digest
+
+    def name_parts(self, folders: Iterable[Path]) -> None:
+        """Say in which other folders of `ingest/` this work is done, for those who wait for its progress."""
+        fd = disk.create(self.folder / PARTS)
+        try:
+            disk.write(fd, "".join(f"{folder.name}\n" for folder in folders).encode())
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Remove the folder, and those of dead processes that worked on the same."""
@@ -534,6 +544,29 @@ class RangeWriter:
             self._ingest.note_range(self._start, self._end, self._proof.hexdigest())
         if kind is None and self.left:
             raise ContentError(f"{self.left} bytes of the range from {self._start} to {self._end} are missing")
+
+
+def activity(folder: Path) -> object:
+    """What changes while somebody works in the staging folders of a key, or in those that they name as their parts."""
+    parts: set[str] = set()
+    for name in disk.names(folder):
+        with contextlib.suppress(OSError, ValueError):
+            parts.update(disk.read_file(folder / name / PARTS, _MOST_PARTS).decode("ascii").split())
+    found = _files(folder)
+    for name in disk.names(folder.parent) if parts else ():
+        if name in parts:
+            found += _files(folder.parent / name)
+    return found
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for inner in disk.names(folder):  # whose own time tells of small files that have come and gone
+        for name in (".", *disk.names(folder / inner)):
+            with contextlib.suppress(OSError):
+                stat = (folder / inner / name).lstat()
+                found.append((f"{inner}/{name}", stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def _siblings(folder: Path) -> Iterator[Path]:

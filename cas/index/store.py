@@ -19,7 +19,7 @@ from cas.index.digest import Digest
 from cas.index.doors import door
 from cas.index.facts import Facts
 from cas.index.home import Home
-from cas.index.ingest import Follower, Ingest, Staging
+from cas.index.ingest import Follower, Ingest, Staging, activity
 from cas.index.layout import GUARDED
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
@@ -263,12 +263,12 @@ class Store:
     def exclusive(self, key: str) -> contextlib.AbstractContextManager[locks.Hold]:
         """Hold the lock of a piece of work, so that nobody else does the same; yield whether it is held.
 
-        Waits while the holder's staging folders for the same key grow, and no longer.
+        Waits while the holder's staging folders for the same key grow, or those that they name as parts; no longer.
         """
         folder = self.layout.ingest(key)
         return locks.exclusive(
             self.layout.lock(key),
-            progress=lambda: _activity(folder),
+            progress=lambda: activity(folder),
             stall=self.stall,
             lease=locks.LEASE if self.about.locks_are_leases else None,
             mode=0o660 if self.about.shared else 0o644,
@@ -278,17 +278,6 @@ class Store:
         """Close what is open, and protect nothing any more; the store opens it again when it is needed."""
         self.leases.release()
         self.index.close()
-
-
-def _activity(folder: Path) -> object:
-    """What changes while somebody works in a staging folder."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.glob("*/*")):
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                found.append((path.name, stat.st_size, stat.st_mtime_ns))
-    return found
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from cas.index.store import Store
 from cas.registry.records import CheckpointRecord, State
 from cas.transfer.fetch import PullReport, pull
 from cas.transfer.folder import FolderRemote
+from cas.transfer.plan import pull_key
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Remote
 from cas.transfer.selection import EVERYTHING, Selection
@@ -161,7 +162,9 @@ class Origin:
             raise OfflineError(f"checkpoint {record.uuid} is not (wholly) on this disk, and CAS_OFFLINE is set")
         key = f"archive {record.registry} {record.uuid}"
         quiet = self.settings.but(progress=Progress.OFF)  # what is drawn is the archive as it comes
-        with store.exclusive(key):
+        shown = store.staging(pull_key(record.registry, record.uuid, self.selection))
+        with contextlib.closing(shown), store.exclusive(key):
+            shown.name_parts([store.layout.ingest(key)])  # who waits for this pull sees that the archive grows
             manifest = store.resolve(record.registry, record.uuid)
             if manifest is not None and manifest.complete and not store.absent(manifest):
                 return _all_here(manifest, on_file)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cas.config import Settings
@@ -19,7 +20,7 @@ from cas.index.store import Store, explained
 from cas.transfer import forks
 from cas.transfer.hints import Hints, domain_of
 from cas.transfer.large import LargeFiles
-from cas.transfer.plan import PullPlan, Unit, plan_pull, unit_of
+from cas.transfer.plan import PullPlan, Unit, plan_pull, pull_key, unit_of
 from cas.transfer.progress import Drawer, drawer
 from cas.transfer.remote import Listing, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
@@ -171,13 +172,14 @@ class _Pull:
         first = plan = self._plan(listing)
         if session.settings.check_space:
             self._require_room(plan, listing)
-        for _ in range(_ROUNDS):
-            log.info("%s: %s", session.remote.url, plan)
-            self._execute(plan)
-            manifest = Manifest.of([*session.entries.values(), *absent], listing.directories)
-            if not session.store.tag(registry, uuid, manifest):
-                break
-            self._second_listing, plan = None, self._plan(listing)
+        with self._shown(plan, pull_key(registry, uuid, self._selection)):
+            for _ in range(_ROUNDS):
+                log.info("%s: %s", session.remote.url, plan)
+                self._execute(plan)
+                manifest = Manifest.of([*session.entries.values(), *absent], listing.directories)
+                if not session.store.tag(registry, uuid, manifest):
+                    break
+                self._second_listing, plan = None, self._plan(listing)
         session.store.seal_later(entry.digest for entry in manifest.files if entry.digest is not None)
         return PullReport(
             manifest=manifest,
@@ -236,6 +238,20 @@ class _Pull:
         incoming = Need(store.home, size, plan.files_to_fetch)
         placed = None if there is None else there.need((file.path, file.size) for file in listing.files)
         require_room(store, incoming, f"cannot fetch {self._session.remote.url}", destination=there, placed=placed)
+
+    @contextlib.contextmanager
+    def _shown(self, plan: PullPlan, key: str) -> Iterator[None]:
+        """Let processes that wait for this pull see that its units make progress."""
+        store = self._session.store
+        if not plan.units:
+            yield
+            return
+        staging = store.staging(key)
+        try:
+            staging.name_parts(store.layout.ingest(unit.key) for unit in plan.units)
+            yield
+        finally:
+            staging.close()
 
     def _execute(self, plan: PullPlan) -> None:
         session = self._session

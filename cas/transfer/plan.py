@@ -111,6 +111,11 @@ def plan_pull(
     )
 
 
+def pull_key(registry: str, uuid: str, selection: object = "") -> str:
+    """Name the work of pulling a checkpoint, or the selected files of it: its lock, and where it says how far it is."""
+    return f"pull {registry} {uuid} {selection}"
+
+
 def unit_of(file: RemoteFile) -> Unit:
     """Return the unit of one file alone."""
     return Unit(f"file {file.identity.key}", (file,))
