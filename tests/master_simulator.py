@@ -124,6 +124,10 @@ class Simulator:
         self._data.checkpoint(**checkpoint)
         self._control("add", self._data.checkpoints[-1])
 
+    def replace(self, data: Data) -> None:
+        """Let the running server know this instead; its users stay."""
+        self._control("replace", data.__dict__)
+
     def _control(self, verb: str, value: Any) -> Any:
         context = ssl._create_unverified_context() if self._certificate else None
         request = urllib.request.Request(f"{self.url}/_control/{verb}", data=json.dumps(value).encode())

@@ -47,14 +47,17 @@ class Master:
     """The state, and what each endpoint answers."""
 
     def __init__(self, data: dict[str, Any]) -> None:
-        self.data = data
         self.lock = threading.Lock()
         self.tokens: dict[str, str] = {}
         self.script: list[str] = []
         self.asked: list[dict[str, Any]] = []
+        self.version = version_of(data["version"])
+        self.know(data)
+
+    def know(self, data: dict[str, Any]) -> None:
+        self.data = data
         self.experiments = {one["id"]: one for one in data["experiments"]}
         self.trials = {one["id"]: one for one in data["trials"]}
-        self.version = version_of(data["version"])
         self.validations = {(one["trial"], one["steps"]): one["metrics"] for one in data["checkpoints"]}
 
     # --- beside the API ---
@@ -69,6 +72,8 @@ class Master:
                 self.data["checkpoints"].append(value)
             elif verb == "remove":
                 self.data["checkpoints"] = [one for one in self.data["checkpoints"] if one["uuid"] != value]
+            elif verb == "replace":
+                self.know(value)
             elif verb == "requests":
                 asked, self.asked = self.asked, []
                 return asked
