@@ -11,13 +11,13 @@ from cas.errors import ContentError, NotFoundError, UsageError
 from cas.index.store import Store, store_of
 from cas.registry import select
 from cas.registry.catalog import Catalog, Choice, choose
+from cas.registry.names import uuid_of
 from cas.registry.records import (
     CheckpointRecord,
     ExperimentRecord,
     Registry,
     State,
     TrialRecord,
-    canonical_uuid,
 )
 from cas.registry.select import CheckpointSortBy, OrderBy
 
@@ -257,7 +257,7 @@ class TrialReference:
         Args:
             latest: the COMPLETED one with the most steps; ties: reported later.
             best: see `ExperimentReference.top_checkpoint`.
-            uuid: this one, in whatever state it is.
+            uuid: this one, in whatever state it is; also by a name that `cas tag` gave it.
             sort_by: with `best`, the metric.
             smaller_is_better: with `best`, its direction.
 
@@ -271,7 +271,7 @@ class TrialReference:
         if not best and (sort_by is not None or smaller_is_better is not None):
             raise UsageError("sort_by and smaller_is_better belong to best=True")
         if uuid is not None:
-            return self._checkpoints([self._by_uuid(canonical_uuid(uuid))])[0]
+            return self._checkpoints([self._by_uuid(uuid_of(store_of(self._settings), uuid))])[0]
         if latest:
             return self._choose(lambda records: [select.latest(records, of=self._name)])[0]
         return self.top_n_checkpoints(1, sort_by, smaller_is_better)[0]

@@ -13,7 +13,6 @@ from typing import TypeVar
 from cas.config import Settings, seconds_of, size_of
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.aside import held
-from cas.index.marks import is_uuid
 from cas.index.prune import PrunePlan, PruneReport, Rules, execute, plan_prune
 from cas.index.remove import RemoveReport, execute_remove, plan_remove
 from cas.index.stock import take_stock
@@ -21,8 +20,8 @@ from cas.index.store import Store, store_of
 from cas.index.usage import blobs_here
 from cas.registry.catalog import Catalog
 from cas.registry.local import LOCAL, record_removed
-from cas.registry.names import uuid_of
-from cas.registry.records import CheckpointRecord, State, canonical_uuid
+from cas.registry.names import is_uuid, uuid_of
+from cas.registry.records import CheckpointRecord, State
 
 log = logging.getLogger("cas.removing")
 
@@ -98,7 +97,7 @@ def plan(
     With no name, age, size or registry, no checkpoint goes, only what no checkpoint needs.
 
     Args:
-        names: UUIDs, or patterns with `*`, of the checkpoints that may go; default all.
+        names: UUIDs, names of the user's own, or patterns of UUIDs with `*`: the checkpoints that may go; default all.
         older_than: not used for so long: seconds, or text like `30d`.
         max_size: how large the store may be: bytes, or text like `200GiB`; the least recently used go first.
         registry: only checkpoints that this registry knows.
@@ -107,11 +106,13 @@ def plan(
         settings: default: `Settings.load()`.
 
     Raises:
-        UsageError: an age or a size is none.
-        NotFoundError: a full UUID is named that the store does not hold.
+        UsageError: an age or a size is none; or there is no such registry, and the message lists those there are.
+        NotFoundError: a full UUID or a name is named that the store does not hold.
     """
     store = _store(settings)
-    known = tuple(canonical_uuid(name) if is_uuid(name.lower()) else name.lower() for name in names)
+    if registry is not None:
+        Catalog(store, registry).require_known()
+    known = tuple(_uuid_or_pattern(store, name) for name in names)
     here = {uuid for _, uuid, manifests in store.refs.all() if manifests}
     for name in known:
         if is_uuid(name) and name not in here:
@@ -119,6 +120,7 @@ def plan(
         if not any(fnmatchcase(uuid, name) for uuid in here):
             raise NotFoundError(
                 f"no checkpoint in the store {store.home} is named by {name!r:.50}; try {name + '*'!r:.50}"
+                " (`cas ls` lists the UUIDs, `cas tag` the names)"
             )
     rules = Rules(
         names=known,
@@ -129,6 +131,14 @@ def plan(
         at_once=now,
     )
     return plan_prune(take_stock(store, only_copies_of(store)), rules)
+
+
+def _uuid_or_pattern(store: Store, text: str) -> str:
+    """Return the UUID that a text is or stands for; else it is a pattern of UUIDs, in small letters as they are."""
+    try:
+        return uuid_of(store, text)
+    except (UsageError, NotFoundError):
+        return text.lower()
 
 
 T = TypeVar("T", int, float)

@@ -55,7 +55,8 @@ def test_ls_filters(shell, words, uuids):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--registry", "nope"), 3, "no registry is called 'nope' here; there are: local"),
+        (("--registry", "nope"), 2, "no registry is called 'nope' here; there are: local"),
+        (("--sort", "bogus"), 2, "nothing can be sorted by 'bogus': the metrics are: "),
         (("--metric", ">1"), 2, "not a condition on a metric"),
         (("--metric", "loss>high"), 2, "not a condition on a metric: 'loss>high'"),
         (("--metric", "loss>nan"), 2, "not a condition"),
@@ -93,7 +94,7 @@ def test_registries_are_listed(shell):
 
 def test_a_question_to_a_registry_that_is_not_there_lists_those_there_are(shell):
     ended = shell.run("trial", "download", "1", "--best", "--registry", "nope")
-    assert ended.code == 3
+    assert ended.code == 2
     assert "no registry is called 'nope' here; there are: local" in ended.line
 
 

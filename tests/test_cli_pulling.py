@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli import Shell
+from cli import UUIDS, Shell, stocked_shell
+from stores import UUID, tagged
 from web_server import serving
+
+from cas import Determined, removing
+from cas.actions import exporting, planning, publishing, trusting
+from cas.config import Progress, Settings
+from cas.errors import CheckpointNotFoundError
+from cas.index.store import Store
+from cas.pull import urls
+from cas.registry.local import record_local
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +55,41 @@ def test_pull_tag_view_describe_rm(shell, place, tmp_path):
     assert shell.run("rm", "--force", "tiny/one").ok.out.startswith(f"{uuid}  removed")
     assert shell.run("tag", "--remove", "tiny/one").ok.out == f"tiny/one no longer names {uuid}\n"
     assert shell.run("tag").line == "no checkpoint has a name"
+
+
+def test_a_name_is_taken_wherever_a_uuid_is(tmp_path):
+    shell = stocked_shell(tmp_path)
+    shell.run("tag", "best/one", UUIDS[0]).ok  # noqa: B018
+    assert "here already: 1010 B" in shell.run("plan", "best/one").ok.out
+    assert UUIDS[0] in shell.run("publish", "best/one").line  # it was added: there is nowhere to publish
+    shell.run("export", "best/one", "one.tar").ok  # noqa: B018
+    assert "  trusted: 2 files" in shell.run("trust", "best/one").ok.out
+    assert shell.run("trial", "download", "1", "--uuid", "best/one", "-o", "a", "-q").ok.out == "a\n"
+    assert "belongs to trial 1" in shell.run("trial", "download", "2", "--uuid", "best/one").line
+    for command in (("plan",), ("publish",), ("trust",), ("view",), ("checkpoint", "download"), ("rm",), ("pin",)):
+        ended = shell.run(*command, "best/two")
+        assert (ended.code, "no checkpoint is called 'best/two'" in ended.line) == (3, True), ended
+
+
+def test_a_name_is_taken_by_every_function_that_takes_a_uuid(tmp_path):
+    store = Store(tmp_path / "home")
+    tagged(store, UUID, {"a": b"a"}, durable=True)
+    record_local(store, uuid=UUID, experiment=1, trial=2, steps=3)
+    settings = Settings.load(home=tmp_path / "home", progress=Progress.OFF)
+    urls.tag("best/one", UUID, settings=settings)
+    trial = Determined(settings=settings).get_trial(2)
+    assert trial.select_checkpoint(uuid="best/one").uuid == UUID
+    assert Determined(settings=settings).get_checkpoint("best/one").uuid == UUID
+    assert planning.plan("best/one", settings=settings).size == 1
+    with pytest.raises(CheckpointNotFoundError, match=UUID):
+        publishing.publish("best/one", settings=settings)
+    assert exporting.export(["best/one", UUID], tmp_path / "one.tar", settings=settings).checkpoints == 1
+    assert trusting.trust("best/one", settings=settings).trusted
+    planned = removing.plan("best/one", settings=settings)
+    assert [one.uuid for one in (*planned.going, *planned.staying) if one in planned.going or one.chosen] == [UUID]
+    removing.pin("best/one", settings=settings)
+    removing.unpin("best/one", settings=settings)
+    assert removing.remove("best/one", force=True, settings=settings).uuid == UUID
 
 
 def test_a_dry_run_fetches_nothing(shell, place):

@@ -165,3 +165,16 @@ def test_what_a_view_shows_is_kept_for_a_while(shell):
     forced = shell.run("rm", UUIDS[0], "--yes", "--force").ok.out
     assert forced == f"{UUIDS[0]}  removed: 0 B freed, 1010 B more by a later `cas prune`\n".replace("1010 B", "10 B")
     assert sorted(os.listdir(path)) == ["common", "own"]
+
+
+def test_prune_takes_a_name_and_no_registry_that_is_not_there(shell):
+    shell.run("tag", "best", UUIDS[1]).ok  # noqa: B018
+    planned = json.loads(shell.run("prune", "best", "--yes", "--dry-run", "--json").ok.out)
+    assert [one["uuid"] for one in planned["going"] + [one for one in planned["staying"] if one["chosen"]]] == [
+        UUIDS[1]
+    ]
+
+    ended = shell.run("prune", "--registry", "nope")
+    assert (ended.code, "no registry is called 'nope' here; there are: local" in ended.line) == (2, True), ended
+    ended = shell.run("prune", "no-such-name")
+    assert (ended.code, "`cas tag` the names" in ended.line) == (3, True), ended

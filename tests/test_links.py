@@ -205,6 +205,8 @@ def test_folder_that_cannot_be_written_is_said(store: Store) -> None:
     with pytest.raises(CasError, match="cannot write into /proc/checkpoints/here") as caught:
         put(store, Path("/proc/checkpoints/here"), manifest_of(store, FILES))
     assert "\n" not in str(caught.value)
+    with pytest.raises(CasError, match=r"cannot write into /proc/here: [^/]*$"):  # and names none of our own files
+        put(store, Path("/proc/here"), manifest_of(store, FILES))
 
 
 # --- how -------------------------------------------------------------------------------------------------------

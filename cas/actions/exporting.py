@@ -22,7 +22,8 @@ from cas.index.manifest import Manifest
 from cas.index.space import Need, require_room
 from cas.index.store import Store, explained, store_of
 from cas.registry.catalog import Catalog, Record
-from cas.registry.records import CheckpointRecord, canonical_uuid, place_of
+from cas.registry.names import uuid_of
+from cas.registry.records import CheckpointRecord, place_of
 from cas.transfer.progress import Advance, drawer
 
 log = logging.getLogger("cas.actions.exporting")
@@ -56,19 +57,19 @@ def export(uuids: Iterable[str], file: str | Path, *, settings: Settings | None 
     The file is a plain tar. Extracted by tar(1), it is a home of its own. The same content gives the same bytes.
 
     Args:
-        uuids: of the checkpoints.
+        uuids: of the checkpoints, or names of them.
         file: which must not exist; `-` is stdout.
         settings: default `Settings.load()`.
 
     Raises:
-        UsageError: the file exists, or a UUID is none.
+        UsageError: the file exists, or a UUID is none, and no name.
         NotFoundError: nothing here knows such a checkpoint, or its files are nowhere; there is no such folder.
         NoSpaceError: it will not fit, or the disk became full; nothing is left of it.
         ContentError: a blob turned out to be damaged; it is aside now, and nothing is left of the file.
     """
     chosen = settings or Settings.load()
     store = store_of(chosen)
-    wanted = list(dict.fromkeys(canonical_uuid(uuid) for uuid in uuids))
+    wanted = list(dict.fromkeys(uuid_of(store, uuid) for uuid in uuids))
     if not wanted:
         raise UsageError("say which checkpoints")
     path = None if str(file) == STREAM else users_path(file)

@@ -13,7 +13,7 @@ from cas.index.usage import Presence, presence
 from cas.registry.catalog import Catalog, KnownRegistry, known_registries
 from cas.registry.filters import MetricFilter, parse_states
 from cas.registry.records import CheckpointRecord, State
-from cas.registry.select import metric_value, report_time
+from cas.registry.select import metric_value, report_time, require_metric
 from cas.registry.values import is_whole
 
 SORTS = ("registry", "experiment", "trial", "batch", "uuid", "state", "size", "time")
@@ -90,8 +90,8 @@ def checkpoints(
         settings: default `Settings.load()`.
 
     Raises:
-        UsageError: a condition, a state or a limit is none.
-        NotFoundError: there is no such registry; the message lists those there are.
+        UsageError: a condition, a state or a limit is none; there is no such registry, or nothing that can be sorted by
+            is called so: the message lists what there is.
     """
     conditions = [MetricFilter.parse(text) for text in ([metric] if isinstance(metric, str) else metric)]
     states = parse_states([state] if isinstance(state, str) else state)
@@ -101,9 +101,12 @@ def checkpoints(
     catalog = Catalog(store, registry)
     if registry is not None:
         catalog.require_known()
+    every = list(_every(store, catalog, experiment, trial))
+    if sort is not None and sort not in SORTS:
+        require_metric(sort, [one.record for one in every if one.record is not None], besides=SORTS)
     found = [
         one
-        for one in _every(store, catalog, experiment, trial)
+        for one in every
         if (deleted_too or one.state is not State.DELETED or one.here is not Here.NO or State.DELETED in states)
         and (not states or one.state in states)
         and all(one.record is not None and condition.meets(one.record) for condition in conditions)

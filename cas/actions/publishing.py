@@ -43,7 +43,7 @@ def publish(what: str | Checkpoint, *, settings: Settings | None = None) -> Publ
     """Publish the sidecar of a checkpoint; what is not in the store yet is fetched first.
 
     Args:
-        what: a URL (`s3://bucket/prefix`, `file:///…`), or a checkpoint in a bucket or a folder, or its UUID.
+        what: a URL (`s3://bucket/prefix`, `file:///…`), or a checkpoint that lies at one, its UUID, or a name of it.
         settings: default: `Settings.load()`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cas.config import Settings
@@ -10,7 +11,9 @@ from cas.index.digest import Digest
 from cas.index.refs import PULLED
 from cas.index.store import Store, store_of
 from cas.index.trust import Trusted
-from cas.registry.records import canonical_uuid
+from cas.registry.names import uuid_of
+
+_HEX = re.compile("[0-9a-f]{64}")  # of a digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,13 @@ def trust(which: str, *, revoke: bool = False, settings: Settings | None = None)
     What is trusted is the digest of its files: other files under the same UUID or URL are not.
 
     Args:
-        which: the UUID of a checkpoint that is here, or the digest of its manifest (`blake3:…`).
+        which: the UUID of a checkpoint that is here, a name of it, or the digest of its manifest (`blake3:…`).
         revoke: trust it no longer.
         settings: default: `Settings.load()`.
 
     Raises:
         NotFoundError: no such checkpoint is here.
-        UsageError: it is neither a UUID nor a digest.
+        UsageError: it is neither a UUID nor a name nor a digest.
         NotAllowedError: the home cannot be written.
     """
     store = store_of(settings or Settings.load())
@@ -59,12 +62,12 @@ def trusted(*, settings: Settings | None = None) -> list[Digest]:
 
 def _digest_of(store: Store, which: str) -> Digest:
     text = which.strip().lower()
-    if text.startswith("blake3:") or len(text) == 64:
+    if text.startswith("blake3:") or _HEX.fullmatch(text):
         try:
             return Digest.parse(text if ":" in text else f"blake3:{text}")
         except ContentError as error:
             raise UsageError(str(error)) from error
-    uuid = canonical_uuid(which)
+    uuid = uuid_of(store, which.strip())
     manifest = store.resolve(PULLED, uuid)
     if manifest is None or not manifest.complete:
         raise NotFoundError(f"checkpoint {uuid} is not in the store {store.home}; pull it first")

@@ -91,7 +91,7 @@ def _register_list(commands: Any) -> None:
 
 def list_(args: argparse.Namespace) -> None:
     """List the checkpoints of an experiment or of a trial."""
-    from cas.registry.select import CheckpointSortBy
+    from cas.registry.select import CheckpointSortBy, require_metric
 
     if (args.experiment_id is None) == (args.trial is None):
         raise WrongUsageError(args.parser.prog, "say of which experiment, or of which trial: one of them")
@@ -110,6 +110,8 @@ def list_(args: argparse.Namespace) -> None:
             found = experiment.list_checkpoints(sort_by, order, every_state=True)
         else:
             found = experiment.top_n_checkpoints(args.best)
+    if args.sort_by is not None:
+        require_metric(args.sort_by, [one.record for one in found])
     say_checkpoints(found, args)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cas.cli import output
-from cas.cli.parser import WrongUsageError, add_command, add_form, checkpoint_uuid, settings
+from cas.cli.parser import WrongUsageError, add_command, add_form, checkpoint_or_name, settings
 
 _UUID = "46985143-af68-4d48-ab91-a6447052ca49"
 
@@ -47,7 +47,7 @@ def export(args: argparse.Namespace) -> None:
             args.parser.prog, f"say which checkpoints and which file: {args.program} export <uuid> <file>"
         )
     try:
-        wanted = [checkpoint_uuid(uuid) for uuid in uuids]
+        wanted = [checkpoint_or_name(uuid) for uuid in uuids]
     except argparse.ArgumentTypeError as error:
         raise WrongUsageError(args.parser.prog, f"argument UUID: {error}; the file comes last") from None
     if file == STREAM and args.json:

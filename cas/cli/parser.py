@@ -256,6 +256,10 @@ def client(args: argparse.Namespace, *, registry: str | None = None) -> Determin
     if args.master and registry:
         message = "--master asks a master, --registry the catalog: give one of them"
         raise WrongUsageError(args.parser.prog, message)
+    if registry:
+        from cas.registry.catalog import Catalog
+
+        Catalog(store(args), registry).require_known()
     return Determined(user=args.user, registry=registry, settings=settings(args))
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from cas.cli import output
-from cas.cli.parser import add_command, add_form, checkpoint_uuid, client, missing, settings, store
+from cas.cli.parser import add_command, add_form, checkpoint_or_name, client, missing, settings, store
 
 if TYPE_CHECKING:
     from cas.transfer.preview import Preview
@@ -25,14 +25,14 @@ def register(groups: Any) -> None:
         usage="URL|UUID [OPTIONS]",
         example=f"$ plan {_UUID}\n$ plan s3://bucket/models/{_UUID} --json",
     )
-    help = "where the checkpoint lies (s3://bucket/prefix, file:///folder), or its UUID"
+    help = "where the checkpoint lies (s3://bucket/prefix, file:///folder), or its UUID or name"
     parser.add_argument("place", metavar="URL|UUID", nargs="?", type=place, help=help)
     add_form(parser, quiet="print only the number of bytes to fetch")
 
 
 def place(text: str) -> str:
-    """Parse a URL, or a checkpoint's UUID."""
-    return text if "://" in text else checkpoint_uuid(text)
+    """Parse a URL, or a checkpoint's UUID or name."""
+    return text if "://" in text else checkpoint_or_name(text)
 
 
 def plan(args: argparse.Namespace) -> None:

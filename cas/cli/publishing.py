@@ -24,7 +24,7 @@ def register(groups: Any) -> None:
         usage="URL|UUID [OPTIONS]",
         example=f"$ publish s3://bucket/models/{_UUID}\n$ publish {_UUID}",
     )
-    help = "where the checkpoint lies (s3://bucket/prefix, file:///folder), or its UUID"
+    help = "where the checkpoint lies (s3://bucket/prefix, file:///folder), or its UUID or name"
     parser.add_argument("place", metavar="URL|UUID", nargs="?", type=place, help=help)
     add_form(parser, quiet="print only the sidecar's URL")
 

@@ -15,7 +15,7 @@ from cas.cli.parser import (
     add_form,
     add_group,
     add_registry,
-    checkpoint_uuid,
+    checkpoint_or_name,
     client,
     missing,
     number,
@@ -42,7 +42,7 @@ def register(groups: Any) -> None:
     which = parser.add_argument_group("which checkpoint (one of these)").add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="the best by the searcher's metric, or by --sort-by")
     which.add_argument("--latest", action="store_true", help="the one with the most batches")
-    which.add_argument("--uuid", metavar="UUID", type=checkpoint_uuid, help="this one")
+    which.add_argument("--uuid", metavar="UUID", type=checkpoint_or_name, help="this one")
     parser.add_argument("--sort-by", metavar="METRIC", help="with --best: best by this validation metric")
     add_boolean(
         parser,

@@ -397,7 +397,12 @@ def _explained(target: Path) -> Iterator[None]:
     doing = f"cannot write into {target}"
     try:
         with explained(doing):
-            yield
+            try:
+                yield
+            except OSError as error:
+                if isinstance(error.filename, str) and any(map(is_part, Path(error.filename).parts)):
+                    error.filename = None  # a name that nobody but us gave, and that is gone
+                raise
     except OSError as error:
         raise CasError(f"{doing}: {error.strerror or error}: {error.filename or ''}".rstrip(": ")) from error
 

@@ -125,17 +125,17 @@ class Catalog:
         """Refuse a registry that nothing here tells of.
 
         Raises:
-            NotFoundError: there is no such registry; the message lists those there are.
+            UsageError: there is no such registry; the message lists those there are.
         """
         if self._registry not in (None, LOCAL) and self._registry not in (names := _names(self._store)):
             known = ", ".join(names) or "none yet"
-            raise NotFoundError(f"no registry is called {self._registry!r:.200} here; there are: {known}")
+            raise UsageError(f"no registry is called {self._registry!r:.200} here; there are: {known}")
 
     def _unknown(self, what: str) -> NotFoundError:
         if self._registry not in (None, LOCAL):
             try:
                 self.require_known()
-            except NotFoundError as error:
+            except UsageError as error:
                 return NotFoundError(f"the catalog has never seen {what} of {self._registry}: {error}")
             return NotFoundError(f"the catalog has never seen {what} of {self._registry}")
         return NotFoundError(f"the catalog knows no {what}; {_HOW_TO_ADD}; {_HOW_TO_ASK}")

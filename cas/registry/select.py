@@ -166,9 +166,27 @@ def metric_names(records: Iterable[Candidate]) -> list[str]:
 
 
 def _known(records: Iterable[Candidate]) -> str:
-    names = metric_names(records)
+    names = _listed(metric_names(records))
+    return f"its metrics are: {names}" if names else "it has no metrics at all"
+
+
+def _listed(names: Sequence[str]) -> str:
     more = f", and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"its metrics are: {', '.join(names[:20])}{more}" if names else "it has no metrics at all"
+    return f"{', '.join(names[:20])}{more}"
+
+
+def require_metric(name: str, records: Sequence[Candidate], *, besides: Sequence[str] = ()) -> None:
+    """Refuse to sort by what none of some records has (unless there are none); `besides`: what else can be named.
+
+    Raises:
+        UsageError: no record has such a metric.
+    """
+    known = metric_names(records)
+    if not records or name in known:
+        return
+    metrics = f"the metrics are: {_listed(known)}" if known else "no metrics are known"
+    others = f"; else there are {', '.join(besides)}" if besides else ""
+    raise UsageError(f"nothing can be sorted by {name!r:.80}: {metrics}{others}")
 
 
 # --- the choice ------------------------------------------------------------------------------------------------

@@ -202,6 +202,8 @@ class FsspecRemote:
             system, root = url_to_fs(self._opened_url, **self._options)
         except ImportError as error:
             raise UsageError(f"{self.url}: {self._said(error)}") from error
+        except OSError as error:  # some reach for their server at once
+            raise self._translate(error, "open") from error
         except Exception as error:  # whatever a file system's constructor says of its options
             raise UsageError(f"{self.url}: fsspec cannot open it: {self._said(error)}") from error
         return system, str(root)
@@ -232,14 +234,15 @@ class FsspecRemote:
             return NotAllowedError(f"{line}; storage_options may hold them")
         if isinstance(error, ImportError | TypeError | ValueError | NotImplementedError):
             return UsageError(line) if isinstance(error, ImportError) else RemoteError(line)
-        unreachable = bool(kinds & {"ClientConnectorError", "ConnectionRefusedError", "gaierror"})
+        unreachable = bool(kinds & {"ClientConnectorError", "ConnectError", "ConnectionRefusedError", "gaierror"})
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
             return NotAllowedError(line)
         return TransientRemoteError(line, unreachable=unreachable)
 
     def _said(self, error: BaseException) -> str:
         """The first line of an error, with no option that may be a secret in it."""
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = next(iter(said.splitlines()), "") or type(error).__name__
         for name, value in _flat(self._options):
             if _is_secret(name) and isinstance(value, str) and len(value) > 3:
                 text = text.replace(value, "…")

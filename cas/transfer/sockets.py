@@ -53,9 +53,15 @@ class _PacedResponse(HTTPResponse):
 class _PacedConnection(HTTPConnection):
     response_class = _PacedResponse
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"  # as urllib3's messages name it
+
 
 class _PacedHttps(HTTPSConnection):
     response_class = _PacedResponse
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 class _PacedPool(HTTPConnectionPool):
