@@ -1,12 +1,13 @@
 """`make bench`: every row of the design's table of speeds, beside peers, in one run.
 
 `python -m bench [NAME…]` runs some of them: cold, small, again, load, ranks, footprint, import, memory,
-chunks, catalog, recover, scale.
+chunks, catalog, recover, scale. `recover --count 100000` recovers so many checkpoints instead of the usual numbers.
 Everything lies in memory (`/dev/shm`) unless `BENCH_FOLDER` names another folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -336,8 +337,13 @@ BENCHES: dict[str, Callable[[Ground], None]] = {
 }
 
 
-def main(names: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run the benchmarks of these names, or all."""
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(BENCHES))
+    parser.add_argument("--count", type=int, action="append", help="of recover: how many checkpoints; repeatable")
+    args = parser.parse_args(words)
+    names, catalog.RECOVERED = args.names, tuple(args.count or catalog.RECOVERED)
     # What is installed has its bytecode. Without, each process would compile 20,000 lines first, for 0.2 to 0.3 s.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if unknown := set(names) - BENCHES.keys():

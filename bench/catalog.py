@@ -18,7 +18,7 @@ from typing import Any
 from bench.harness import QUICK
 
 CHECKPOINTS = 200 if QUICK else 10_000
-RECOVERED = (50, 200) if QUICK else (5_000, 20_000)
+RECOVERED: tuple[int, ...] = (50, 200) if QUICK else (5_000, 20_000)
 REGISTRY = "http://bench:8080"
 CONFIG = {
     "searcher": {"metric": "loss", "smaller_is_better": True},

@@ -625,3 +625,58 @@ def test_processes_that_add_at_once_lose_nothing_and_never_contradict_each_other
     assert {one.trial_id for one in records} == set(won)
     assert len({json.dumps(one.experiment_config) for one in records}) == 1
     store.close()
+
+
+HEARER = """
+import sys
+from pathlib import Path
+from cas.index.store import Store
+from cas.registry.records import CheckpointRecord
+from cas.registry.remembering import remember
+home, number = Path(sys.argv[1]), int(sys.argv[2])
+store = Store(home)
+print("ready", flush=True)
+sys.stdin.readline()
+for step in range(1000):
+    uuid = f"00000000-0000-4000-8000-{number:06x}{step:06x}"
+    one = CheckpointRecord(registry="http://h:8080", uuid=uuid, experiment_id=1, trial_id=number, steps_completed=step)
+    remember(store, "http://h:8080", [one])
+    print(uuid, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_while_they_write_what_they_heard_lose_none_of_it(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    Store(home)
+    said: set[str] = set()
+    for round in range(2):
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", HEARER, home, str(4 * round + n)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for n in range(4)
+        ]
+        for child in children:
+            assert child.stdout is not None and child.stdin is not None
+            assert child.stdout.readline() == "ready\n"
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        for number, child in enumerate(children):
+            assert child.stdout is not None
+            heard = [child.stdout.readline().strip() for _ in range(5 * number + round + 1)]
+            child.kill()  # in the middle of whatever it does: the next line, the index, the end of its file
+            rest = child.communicate()[0].split("\n")[:-1]  # what it still said before
+            said.update(heard, rest)
+        store = Store(home)
+        known = {one.uuid for one in Catalog(store, MASTER).experiment_checkpoints(1)}
+        assert said - known == set()
+        store.close()
+    for path in home.glob("index-*"):
+        path.unlink()
+    store = Store(home)
+    assert said <= {one.uuid for one in Catalog(store, MASTER).experiment_checkpoints(1)}
+    store.close()

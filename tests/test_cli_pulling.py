@@ -60,7 +60,7 @@ def test_pull_tag_view_describe_rm(shell, place, tmp_path):
 def test_a_name_is_taken_wherever_a_uuid_is(tmp_path):
     shell = stocked_shell(tmp_path)
     shell.run("tag", "best/one", UUIDS[0]).ok  # noqa: B018
-    assert "here already: 1010 B" in shell.run("plan", "best/one").ok.out
+    assert "here already: 1.0 KiB" in shell.run("plan", "best/one").ok.out
     assert UUIDS[0] in shell.run("publish", "best/one").line  # it was added: there is nowhere to publish
     shell.run("export", "best/one", "one.tar").ok  # noqa: B018
     assert "  trusted: 2 files" in shell.run("trust", "best/one").ok.out

@@ -233,12 +233,12 @@ class _Recovery:
         Of several configurations of one experiment (labels were changed meanwhile, say) the one with the least digest
         stays, so that the order in which checkpoints come decides nothing.
         """
-        experiment = recovery.experiment_line(record, place, trial_class)
-        new = _Written.of(experiment.data["found"])
+        claim = place.experiment_claim
+        new = _Written(claim.key, claim.owner, recovery.known_config(record))
         known = self._experiments.get(place.experiment)
         if known is None or known.is_less_than(new):
             self._experiments[place.experiment] = new
-            self._add(experiment)
+            self._add(recovery.experiment_line(record, place, trial_class))
         if place.trial not in self._trials:
             self._trials.add(place.trial)
             self._add(recovery.trial_line(record, place))
