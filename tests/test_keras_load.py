@@ -5,10 +5,14 @@ Run in a process of its own (`-m tensorflow`).
 
 from __future__ import annotations
 
+import functools
 import json
-import os
+import multiprocessing
+import pickle
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import warnings
 import zipfile
@@ -17,52 +21,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorflow_layouts import (
+    EXPECTED,
+    H5_OUTPUT,
+    H5_TRIAL,
+    KERAS2,
+    close,
+    functional_output,
+    load,
+    load_all,
+    load_all_into,
+    make_all,
+    output,
+    small,
+    small_output,
+    weights_trial,
+)
 
 import cas
+from cas.checkpoint import Checkpoint
 from cas.config import Settings, Trust
-from cas.errors import ContentError, NotFoundError, UnsafeContentError, UsageError
+from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
 from cas.load.loading import load_folder, user_folder
 from cas.load.permit import Permit
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-DATA = Path(__file__).parent / "data"
-KERAS2 = DATA / "keras2"
-EXPECTED = json.loads((KERAS2 / "expected.json").read_text())
-H5_TRIAL = DATA / "checkpoints" / "k_legacy_keras_h5"
-H5_OUTPUT = [[0.594938, 0.971833]]
-
-FUNCTIONAL = """
-import tensorflow as tf
-from determined.keras import TFKerasTrial, TFKerasTrialContext
-
-L = tf.keras.layers
-
-
-def build(units):
-    inner = [L.Input((6,)), L.Dense(4, activation="relu"), L.BatchNormalization(), L.Dropout(0.5)]
-    start = L.Input((5,), dtype="int32")
-    x = L.Embedding(10, 3)(start)
-    x = L.Bidirectional(L.GRU(3, return_sequences=True))(x)
-    x = L.TimeDistributed(tf.keras.Sequential(inner, name="inner"))(x)
-    x = L.LSTM(units)(x)
-    return tf.keras.Model(start, L.Dense(2)(L.LayerNormalization()(x)))
-
-
-class T(TFKerasTrial):
-    def __init__(self, context: TFKerasTrialContext):
-        self.context = context
-
-    def build_model(self):
-        model = self.context.wrap_model(build(self.context.get_hparam("units")))
-        model.compile(optimizer=self.context.wrap_optimizer(tf.keras.optimizers.Adam()), loss="mse")
-        return model
-"""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def tf() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("tensorflow")
@@ -71,29 +58,6 @@ def tf() -> Any:
 def load_path(path: Path, trust: Trust = Trust.SCAN, **options: Any) -> Any:
     with user_folder(path) as view:
         return load_folder(view, permit=Permit(trust), **options)
-
-
-def functional_output(model: Any) -> Any:
-    import numpy
-
-    return model(numpy.arange(5).reshape(1, 5) % 10).numpy()
-
-
-def close(found: Any, expected: Any) -> bool:
-    import numpy
-
-    return bool(numpy.allclose(found, expected, atol=2e-6))
-
-
-def weights_trial(folder: Path) -> Path:
-    """A checkpoint of TFKerasTrial since 0.13.8: weights in TensorFlow's format, and the class of the model."""
-    (folder / "code").mkdir(parents=True)
-    (folder / "code" / "model_def.py").write_text(FUNCTIONAL)
-    for path in (KERAS2 / "functional").iterdir():
-        shutil.copy(path, folder)
-    load_data = {"trial_type": "TFKerasTrial", "trial_cls_spec": "model_def:T", "hparams": {"units": 4}}
-    (folder / "load_data.json").write_text(json.dumps({**load_data, "experiment_config": {}}))
-    return folder
 
 
 # --- files that Keras 2 wrote ------------------------------------------------------------------------------------
@@ -171,22 +135,10 @@ def test_model_of_a_trial_without_its_code_is_made_from_its_description(tmp_path
 # --- files of today ----------------------------------------------------------------------------------------------
 
 
-def small(tf: Any) -> Any:
-    tf.keras.utils.set_random_seed(7)
-    layers = tf.keras.layers
-    return tf.keras.Sequential([layers.Input((4,)), layers.Dense(5, activation="tanh"), layers.Dense(2)])
-
-
-def small_output(model: Any) -> Any:
-    import numpy
-
-    return model(numpy.ones((1, 4), "float32")).numpy()
-
-
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 @pytest.mark.parametrize("trust", [Trust.SCAN, Trust.NEVER])
 def test_whole_model_of_keras_own_layers_is_a_safe_format(tf: Any, tmp_path: Path, name: str, trust: Trust) -> None:
-    model = small(tf)
+    model = small(seed=7)
     model.compile("adam", "mse", metrics=["mae"])
     model.save(tmp_path / name)
     loaded = load_path(tmp_path, trust)
@@ -198,9 +150,9 @@ def test_whole_model_of_keras_own_layers_is_a_safe_format(tf: Any, tmp_path: Pat
 
 
 def test_weights_of_today_fill_a_model(tf: Any, tmp_path: Path) -> None:
-    model = small(tf)
+    model = small(seed=7)
     model.save_weights(tmp_path / "a.weights.h5")
-    other = small(tf)
+    other = small(seed=7)
     for weight in other.weights:
         weight.assign(weight * 0)
     assert close(small_output(load_path(tmp_path, Trust.NEVER, model=other)), small_output(model))
@@ -263,7 +215,7 @@ def test_classes_of_the_callers_own_are_taken(tf: Any, tmp_path: Path) -> None:
 def test_what_a_model_was_trained_with_does_not_keep_it_from_loading(
     tf: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = small(tf)
+    model = small(seed=7)
     model.compile("adam", "mse")
     model.save(tmp_path / "model.h5")
     import h5py
@@ -279,11 +231,11 @@ def test_what_a_model_was_trained_with_does_not_keep_it_from_loading(
 
 
 def test_no_trial_is_said_where_there_is_none(tf: Any, tmp_path: Path) -> None:
-    small(tf).save(tmp_path / "model.keras")
+    small(seed=7).save(tmp_path / "model.keras")
     with pytest.raises(NotFoundError, match=r"a file of Keras and no trial class"):
         load_path(tmp_path, whole=True)
     with pytest.raises(UsageError, match="whole model"):
-        load_path(tmp_path, model=small(tf))
+        load_path(tmp_path, model=small(seed=7))
     with pytest.raises(UsageError, match="takes no argument 'map_location'"):
         load_path(tmp_path, map_location="cpu")
 
@@ -291,56 +243,106 @@ def test_no_trial_is_said_where_there_is_none(tf: Any, tmp_path: Path) -> None:
 # --- where people load -------------------------------------------------------------------------------------------
 
 
-def layouts(root: Path, tf: Any) -> dict[str, tuple[Path, Callable[[Any], bool]]]:
-    shutil.copytree(H5_TRIAL, root / "h5")
-    for name in ("functional.h5", "functional.keras"):
-        (root / name.replace(".", "_")).mkdir()
-        shutil.copy(KERAS2 / name, root / name.replace(".", "_"))
-    weights_trial(root / "weights")
-    shutil.copytree(DATA / "checkpoints" / "j_tf_saved_model", root / "saved_model")
-
-    def is_functional(model: Any) -> bool:
-        return close(functional_output(model), EXPECTED["functional"])
-
-    def is_served(model: Any) -> bool:
-        found = model.signatures["serving_default"](x=tf.ones((1, 4)))
-        return close(next(iter(found.values())).numpy(), [[0.946421, 0.670538, 0.135537, 0.706789, 0.1077]])
-
-    rights: dict[str, Callable[[Any], bool]] = {
-        "h5": lambda model: close(small_output(model), H5_OUTPUT),
-        "functional_h5": is_functional,
-        "functional_keras": is_functional,
-        "weights": is_functional,
-        "saved_model": is_served,
-    }
-    return {name: (root / name, right) for name, right in rights.items()}
-
-
-def test_every_layout_loads_in_the_places_where_people_load(
-    tf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "mit Leerzeichen und ünïcode 'a\"b"
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Checkpoint], dict[str, Any]]:
+    """A read-only folder of each layout below one with odd letters, each in a store, and the recorded outputs."""
+    root = tmp_path_factory.mktemp("layouts") / "mit Leerzeichen und ünïcode 'a\"b"
     root.mkdir()
-    settings = Settings.load(home=tmp_path / "ünï home")
-    found = layouts(root, tf)
+    expected = make_all(root)
     for path in [root, *root.rglob("*")]:
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
-    checkpoints = {name: cas.add(folder, settings=settings) for name, (folder, _) in found.items()}
+    settings = Settings.load(home=tmp_path_factory.mktemp("store") / "ünï home")
+    return root, {name: cas.add(root / name, settings=settings) for name in expected}, expected
+
+
+def test_every_layout_loads_from_the_store_and_from_a_read_only_folder_named_from_elsewhere(
+    places: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, checkpoints, expected = places
+    assert load_all(checkpoints, expected) == dict.fromkeys(expected, True)
     monkeypatch.chdir(root)
-    for name, (_, right) in found.items():
-        assert right(checkpoints[name].load()), name
-        assert right(cas.Checkpoint.load_from_path(name)), name
-    done: dict[str, bool] = {}
+    for name in expected:
+        model = load(name, functools.partial(Checkpoint.load_from_path, name))
+        assert close(output(name, model), expected[name]), name
 
-    def work(name: str) -> None:
-        done[name] = found[name][1](checkpoints[name].load())
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in found]
+def test_every_layout_loads_in_threads_at_once(places: Any) -> None:
+    _, checkpoints, expected = places
+    done: dict[str, Any] = {}
+    threads = [
+        threading.Thread(target=lambda name=name: done.update(load_all({name: checkpoints[name]}, expected)))
+        for name in expected
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert done == dict.fromkeys(found, True)
+    assert done == dict.fromkeys(expected, True)
+
+
+def test_every_layout_loads_in_a_spawned_process(places: Any) -> None:
+    _, checkpoints, expected = places
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=load_all_into, args=(queue, checkpoints, expected))
+    process.start()
+    assert queue.get(timeout=250) == dict.fromkeys(expected, True)
+    process.join()
+
+
+def test_forked_worker_loads_where_tensorflow_was_not_used_before_and_says_so_where_it_was(
+    places: Any, tmp_path: Path
+) -> None:
+    _, checkpoints, expected = places
+    (tmp_path / "job.pkl").write_bytes(pickle.dumps((checkpoints, expected)))
+    script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("tensorflow_layouts.py"))]
+    done = subprocess.run([*script, str(tmp_path / "job.pkl")], stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["before"] == dict.fromkeys(expected, True)
+    for name, error in found["after"].items():
+        assert error is not None and "TensorFlow was in use when this process was forked" in error, name
+        assert "spawn" in error and "\n" not in error
+
+
+def test_every_layout_can_be_trained_and_the_store_stays_as_it_is(tf: Any, places: Any) -> None:
+    _, checkpoints, expected = places
+    for name, checkpoint in checkpoints.items():
+        if name != "saved_model":  # a graph for serving, whose variables it does not give out
+            model = load(name, checkpoint.load)
+            optimizer = tf.keras.optimizers.SGD(0.5)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(tf.ones((4, *model.input_shape[1:]))) ** 2)
+            pairs = zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+            optimizer.apply_gradients(pairs)
+            assert not close(output(name, model), expected[name]), name
+    assert load_all(checkpoints, expected) == dict.fromkeys(expected, True)
+
+
+def test_what_was_loaded_does_not_need_its_files_which_can_be_written_over(places: Any, tmp_path: Path) -> None:
+    root, _, expected = places
+    for name in expected:
+        folder = tmp_path / name
+        for path in [p for p in (root / name).rglob("*") if p.is_file()]:
+            target = folder / path.relative_to(root / name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        model = load(name, functools.partial(Checkpoint.load_from_path, folder))
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            path.write_bytes(b"")  # whoever reads a mapping of it now is killed
+        assert close(output(name, model), expected[name]), name
+
+
+def test_missing_h5py_is_said_with_the_extra_to_install(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _, _ = places
+    monkeypatch.setitem(sys.modules, "h5py", None)  # what Python does where it is not installed
+    for name in ("h5_of_today", "weights_of_today", "keras_of_today"):
+        with pytest.raises(CasError, match=r"HDF5.*pip install 'checkpoint-cas\[tensorflow\]'") as caught:
+            load_path(root / name)
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(CasError, match="a file of Keras, which is not installed"):
+        load_path(root / "keras_of_today")
 
 
 # --- attacks -----------------------------------------------------------------------------------------------------
@@ -438,7 +440,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 @pytest.mark.parametrize("trust", [Trust.SCAN, Trust.NEVER])
 def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: Path, attack: str, trust: Trust) -> None:
-    small(tf).save(tmp_path / "model.keras")
+    small(seed=7).save(tmp_path / "model.keras")
     rewrite(tmp_path / "model.keras", ATTACKS[attack])
     with pytest.raises(UnsafeContentError) as caught:
         load_path(tmp_path, trust)
@@ -447,7 +449,7 @@ def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: P
 
 def test_archive_with_two_descriptions_is_refused(tf: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
-    small(tf).save(path)
+    small(seed=7).save(path)
     with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
         warnings.simplefilter("ignore")
         archive.writestr("config.json", b"{}")
@@ -457,7 +459,7 @@ def test_archive_with_two_descriptions_is_refused(tf: Any, tmp_path: Path) -> No
 
 def test_weights_in_a_form_that_can_hold_pickles_are_refused(tf: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
-    small(tf).save(path)
+    small(seed=7).save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("model.weights.npz", b"")
     with pytest.raises(UnsafeContentError, match=r"numpy\.load"):
@@ -470,7 +472,7 @@ def test_data_in_other_files_of_this_machine_are_refused(tf: Any, tmp_path: Path
     (tmp_path / "secret").write_bytes(b"\0" * 80)
     for kind in ("link", "external", "virtual"):
         path = tmp_path / f"{kind}.weights.h5"
-        small(tf).save_weights(path)
+        small(seed=7).save_weights(path)
         with h5py.File(path, "r+") as file:
             group = file["layers"]
             if kind == "link":
@@ -481,7 +483,7 @@ def test_data_in_other_files_of_this_machine_are_refused(tf: Any, tmp_path: Path
                 layout = h5py.VirtualLayout((10,), "f8")
                 layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (10,))
                 group.create_virtual_dataset("stolen", layout)
-        for options in ({}, {"model": small(tf)}):
+        for options in ({}, {"model": small(seed=7)}):
             with pytest.raises(UnsafeContentError, match="its data lie in another file"):
                 load_path(path, **options)
 
@@ -489,7 +491,7 @@ def test_data_in_other_files_of_this_machine_are_refused(tf: Any, tmp_path: Path
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_damaged_file_is_an_error_of_one_line(tf: Any, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    small(tf).save(path)
+    small(seed=7).save(path)
     data = path.read_bytes()
     for bad in (b"", data[:100], data[: len(data) // 2], b"\x89HDF\r\n\x1a\n" + b"\0" * 100):
         path.write_bytes(bad)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cas.errors import ContentError, UnsafeContentError
+from cas.errors import CasError, ContentError, UnsafeContentError
 from cas.load.allowlist import Verdict, judge
 from cas.load.permit import Permit
 from cas.load.policy import refusal
@@ -168,6 +168,22 @@ def config_of_archive(path: Path) -> object:
         raise ContentError(f"{path}: not a whole .keras file: {error}") from error
 
 
+def require_h5py() -> Any:
+    """Return the h5py package.
+
+    Raises:
+        CasError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise CasError(
+            "this checkpoint has its weights in HDF5, which h5py reads, and that is not installed:"
+            " pip install 'checkpoint-cas[tensorflow]'"
+        ) from error
+    return h5py
+
+
 def configs_of_h5(path: Path) -> list[object]:
     """Return the descriptions in a `.h5` file: none if it holds weights only.
 
@@ -175,8 +191,7 @@ def configs_of_h5(path: Path) -> list[object]:
         ContentError: it is no such file, or damaged.
         UnsafeContentError: its data lie in other files of this machine.
     """
-    import h5py
-
+    h5py = require_h5py()
     found: list[object] = []
     try:
         with h5py.File(path, "r") as file:
@@ -196,8 +211,7 @@ def require_own_data(source: Any, subject: str) -> None:
     Raises:
         UnsafeContentError: it names one.
     """
-    import h5py
-
+    h5py = require_h5py()
     file = source if isinstance(source, h5py.File) else h5py.File(source, "r")
     waiting, seen = [file["/"]], set()
     while waiting:
@@ -218,4 +232,4 @@ def require_own_data(source: Any, subject: str) -> None:
                 raise UnsafeContentError(refusal(subject, str(value.name), "its data lie in another file"))
 
 
-__all__ = ["Judge", "config_of_archive", "configs_of_h5", "require_own_data"]
+__all__ = ["Judge", "config_of_archive", "configs_of_h5", "require_h5py", "require_own_data"]

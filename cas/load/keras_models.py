@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UsageError
-from cas.load.keras_config import Judge, config_of_archive, configs_of_h5
+from cas.load.keras_config import Judge, config_of_archive, configs_of_h5, require_h5py
 from cas.load.keras_old import in_todays_words, with_home
 from cas.load.layouts import Kind, Layout
 from cas.load.options import Options
@@ -99,8 +99,10 @@ def _load_model(path: Path, configs: list[object], judge: Judge, options: Option
 
 
 def _is_keras_3() -> bool:
-    import keras
-
+    try:
+        import keras
+    except ImportError as error:
+        raise CasError("this checkpoint is a file of Keras, which is not installed: pip install keras") from error
     return int(keras.__version__.partition(".")[0]) >= 3
 
 
@@ -176,8 +178,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     """Return the weights in a file, or in TensorFlow's files, as arrays of numpy by name."""
     if path.suffix not in (".h5", ".hdf5"):
         return read_tensorflow(path)
-    import h5py
-
+    h5py = require_h5py()
     found: dict[str, Any] = {}
 
     def take(name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
+from cas.load import forks as forks  # early: it has to see every fork
 from cas.load.layouts import Kind, companions, recognize
 from cas.load.permit import Permit
 

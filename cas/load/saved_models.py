@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError
+from cas.load.forks import require_working_tensorflow
 from cas.load.layouts import Layout
 from cas.load.options import Options
 from cas.load.permit import Permit
@@ -26,8 +27,9 @@ def require_tensorflow() -> Any:
     """Return the tensorflow package.
 
     Raises:
-        CasError: it is not installed.
+        CasError: it is not installed, or cannot work in this process.
     """
+    require_working_tensorflow()
     try:
         import tensorflow
     except ImportError as error:
