@@ -268,9 +268,12 @@ def test_a_checkpoint_whose_refs_a_member_closed_stays_whole(home: Path, no_grac
     def prune() -> None:
         report = prune_all(home)
         (stayed,) = report.stayed
-        assert (
-            report.gone == () and stayed.uuid == UUID and "is another user's, who alone can remove it" in stayed.reason
-        )
+        assert report.gone == () and stayed.uuid == UUID
+        assert "is another user's, who alone can remove it" in stayed.reason
+        store = Store(home)
+        assert report.closed == (store.layout.refs("local", UUID),)
+        with pytest.raises(NotAllowedError, match=f"cannot remove checkpoint {UUID}: Permission denied"):
+            execute_remove(store, plan_remove(store, UUID))
 
     def look() -> None:
         store = Store(home)

@@ -85,10 +85,13 @@ def execute_remove(
 
     Raises:
         ProtectedError: it is pinned; or, without `force`, somebody uses it.
+        NotAllowedError: its refs are another user's, who alone can remove it.
     """
     with explained(f"cannot remove checkpoint {plan.uuid}"):
         removal = Removal(store, Watch(store, is_only_copy), at_once=grace_of(store) == 0)
         stayed = removal.take_checkpoints([plan.uuid], force=force)
+        if plan.uuid in removal.refused:
+            raise removal.refused[plan.uuid]
         if plan.uuid in stayed:
             raise ProtectedError(plan.uuid, stayed[plan.uuid])
         removal.forget_refs()
@@ -119,6 +122,7 @@ class Removal:
         self._bytes: list[Held] = []
         self._manifests: set[Digest] = set()
         self._closed: list[Path] = []
+        self.refused: dict[str, PermissionError] = {}  # of checkpoints whose refs another user closed to us
 
     @property
     def closed(self) -> tuple[Path, ...]:
@@ -140,6 +144,8 @@ class Removal:
             try:
                 taken[uuid] = aside.take_refs(self._store, uuid)
             except PermissionError as error:
+                self.refused[uuid] = error
+                self._closed.append(Path(error.filename))
                 protected[uuid] = f"{error.filename} is another user's, who alone can remove it"
         # Only now can nobody begin to use them unseen: who claims, reads refs after that.
         late = self._protected({uuid: manifests[uuid] for uuid in taken}, force=force)
