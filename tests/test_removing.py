@@ -137,7 +137,8 @@ def test_by_registry(origin: Path, chosen: Settings) -> None:
     for number in range(2):
         pull(origin, number, chosen)
         last_used(chosen, number, 5000)
-    assert prune(registry="http://other", settings=chosen).gone == ()
+    with pytest.raises(UsageError, match="no registry is called 'http://other' here"):
+        prune(registry="http://other", settings=chosen)
     assert prune(registry=MASTER, older_than="1h", settings=chosen).gone == (uuid(0), uuid(1))
     pull(origin, 0, chosen)  # it comes again: its bytes are in aside/
     assert here(chosen) == [0]
