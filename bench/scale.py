@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from bench.ground import Ground
 from cas.index import disk, lines
 from cas.index.digest import Digest
 from cas.index.disk import Signature
@@ -151,8 +152,21 @@ def measure(home: Path, words: tuple[str, ...]) -> tuple[float, float, float, fl
     return time.perf_counter() - begun, took, processor, peak / 1024
 
 
-def main(count: int) -> None:
-    """Make the store, and measure."""
+def at_size(ground: Ground) -> None:
+    """Make a store of 10,000 checkpoints, each with blobs of its own, and ask what asks for all of them."""
+    count, value = ground.size.of(CHECKPOINTS, least=FEW), ground.report.value
+    measured = main(count)
+    for name, (wall, took, cpu, peak) in measured:
+        work = f"A store of {count} checkpoints: {name}"
+        seconds = {"its process": wall, "its work": took, "its processor": cpu}
+        ground.report.rows += [value(work, what, one, "s") for what, one in seconds.items()]
+        ground.report.rows.append(value(work, "its memory at the peak", peak, "MiB"))
+    most, work = max(peak for _, (*_, peak) in measured), f"A store of {count} checkpoints: every command"
+    ground.report.rows.append(value(work, "the most memory at the peak", most, "MiB", at_most=MEMORY))
+
+
+def main(count: int) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Make the store, measure, and return what `measure` found of each command."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="cas-scale-", dir=shared if shared.is_dir() else None) as name:
         home, begun = Path(name) / "home", time.perf_counter()
@@ -170,6 +184,7 @@ def main(count: int) -> None:
     above = [title for title, (_, _, _, peak) in rows if peak > MEMORY]
     if above:
         sys.exit(f"more than {MEMORY} MiB: {', '.join(above)}")
+    return rows
 
 
 if __name__ == "__main__":
