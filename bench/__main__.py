@@ -126,8 +126,8 @@ def _size(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError("1 or more")
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("it takes a number of 1 or more")
     return int(text)
 
 
