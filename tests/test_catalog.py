@@ -293,15 +293,19 @@ def test_values_that_fast_readers_spoil_are_chosen_by_as_they_are(store: Store, 
     for metric, smaller in (("loss", True), ("loss", False), ("odd", True)):
         expected = plain_choice.best_first(records, metric, smaller)
 
-        def choice(some: Sequence[Any], metric: str = metric, smaller: bool = smaller) -> Sequence[Any]:
-            return select.top_n(some, 3, sort_by=metric, smaller_is_better=smaller)
+        for limit in (1, 3):
 
-        if expected:
-            found = Catalog(store, MASTER).choose("trial/2", choice)
-            assert [one.uuid for one in found] == expected
-        else:
-            with pytest.raises(NotFoundError, match="no finite number"):
-                Catalog(store, MASTER).choose("trial/2", choice)
+            def choice(
+                some: Sequence[Any], metric: str = metric, smaller: bool = smaller, limit: int = limit
+            ) -> Sequence[Any]:
+                return select.top_n(some, limit, sort_by=metric, smaller_is_better=smaller)
+
+            if expected:
+                found = Catalog(store, MASTER).choose("trial/2", choice)
+                assert [one.uuid for one in found] == expected[:limit]
+            else:
+                with pytest.raises(NotFoundError, match="no finite number"):
+                    Catalog(store, MASTER).choose("trial/2", choice)
 
 
 @pytest.mark.parametrize("collects", [True, False])
