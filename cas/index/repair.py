@@ -220,7 +220,7 @@ def _why_not(step: Step) -> str:
 
 _IN_VAIN = {
     Remedy.COPY: "{} has other bytes by now",
-    Remedy.MEND: "not enough of it is left here",
+    Remedy.MEND: "it was the only copy: not enough of it is left here to mend it; what is left is kept in aside/",
     Remedy.FETCH: "{} does not have it",
     Remedy.REBUILD: "{} says something else by now",
     Remedy.ASK: "{} does not have it",

@@ -121,7 +121,7 @@ class _Mending:
     def keep_from(self, path: Path) -> None:
         """Take the chunks that are whole in a file."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = disk.open_file(path)  # a pipe would keep us waiting
         except OSError as error:
             log.info("%s cannot be read: %s", path, error)
             return
