@@ -348,7 +348,7 @@ def test_damage(place: str, damage: Callable[[Path], None], home: Home, capfd: p
         assert left == (), told.out
     elif home.read(home.mine) is None:
         assert "it was the only copy" in told.out  # kept, and named
-        assert damage in (delete, a_folder, a_pipe, a_link) or list(home.path.glob("aside/*"))
+        assert damage in (delete, emptied, a_folder, a_pipe, a_link) or list(home.path.glob("aside/*"))
 
 
 def _commands(home: Home) -> list[tuple[str, ...]]:
