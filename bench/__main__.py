@@ -56,6 +56,7 @@ def main(words: list[str]) -> None:
     args = _parse(words)
     # What is installed has its bytecode. Without, each process would compile 20,000 lines first, for 0.2 to 0.3 s.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["CAS_PROGRESS"] = "off"  # tables alone
     catalog.COUNTS = tuple(args.count or ())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidily: a server runs, and gigabytes lie about
     size = Size(QUICK if args.quick else args.size)
