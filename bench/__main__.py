@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -63,21 +64,33 @@ def main(words: list[str]) -> None:
     report = Report(rounds=args.rounds or (1 if args.quick else ROUNDS), warm=not args.quick, judge=size.is_full)
     about = _about(size)
     print("; ".join(f"{name}: {value}" for name, value in about.items()))
-    begun = time.monotonic()
+    begun, failed = time.monotonic(), list[str]()
     for name in args.names or BENCHES:
         for place in _places(args.on, BENCHES[name]):
             started = time.monotonic()
-            with ground_in(place, size, report) as ground:
-                report.bench = name
-                where = f"{ground.folder}, {file_system_of(ground.folder)}"
-                print(f"\n== {name}, in {place} ({where})" if place in BOTH else f"\n== {name} ({where})", flush=True)
-                BENCHES[name].run(ground)
+            try:
+                _run(name, place, size, report)
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # the others are worth having
+                failed.append(f"{name}, in {place}: {error}")
+                print(f"failed: {failed[-1]}", flush=True)
             print(f"({time.monotonic() - started:.0f} s)")
     print(f"\n== What is to be reached\n\n{report.summary()}")
     print(f"({time.monotonic() - begun:.0f} s in all)")
     if args.json:
-        kept = {"about": about, "seconds": time.monotonic() - begun, "rows": [asdict(row) for row in report.rows]}
+        rows = [asdict(row) for row in report.rows]
+        kept = {"about": about, "seconds": time.monotonic() - begun, "failed": failed, "rows": rows}
         Path(args.json).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if failed:
+        sys.exit("failed: " + "\n".join(failed))
+
+
+def _run(name: str, place: str, size: Size, report: Report) -> None:
+    """Run one benchmark in one place."""
+    report.bench = name
+    with ground_in(place, size, report) as ground:
+        where = f"{ground.folder}, {file_system_of(ground.folder)}"
+        print(f"\n== {name}, in {place} ({where})" if place in BOTH else f"\n== {name} ({where})", flush=True)
+        BENCHES[name].run(ground)
 
 
 def _places(asked: str | None, bench: Bench) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -80,6 +81,19 @@ def test_wrong_words_are_named(words, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_benchmark_that_fails_does_not_take_the_others_along(tmp_path):
+    command = [sys.executable, "-m", "bench", "memory", "import", "--quick", "--json", str(tmp_path / "found.json")]
+    environment = os.environ | {"CAS_VERIFY": "nonsense"}  # nothing can be pulled
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 1
+    assert "\nfailed: memory, in memory: Command " in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [one.partition(":")[0] for one in found["failed"]] == ["memory, in memory"]
+    assert {row["bench"] for row in found["rows"]} == {"import"}
 
 
 def seconds(*values: float):
