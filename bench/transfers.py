@@ -40,7 +40,7 @@ def small(ground: Ground) -> None:
     count = ground.size.of(5000)
     work = ground.upload(random_files(small_sizes(count)))
     goals = {"unchecked": Goal(1.2), "sdk": Goal(0.12)}
-    pulled(ground, work, f"{count} files of 200 B to 20 kB", goals, slow=1)
+    pulled(ground, work, f"{count} files of 200 B to 20 kB", goals, rounds=3, slow=1)
 
 
 def mixed(ground: Ground) -> None:
