@@ -269,7 +269,6 @@ def test_a_forked_child_opens_a_file_system_of_its_own(tmp_path):
         import os, sys
         from pathlib import Path
         from cas.transfer.anyfs import FsspecRemote
-from cas.transfer.retry import RetryingRemote
         place = Path(sys.argv[1]) / "place"
         place.mkdir()
         (place / "f").write_bytes(b"x" * 1000)

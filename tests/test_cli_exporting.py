@@ -76,7 +76,7 @@ def test_export_says_what_it_wrote_as_json(shell):
     [
         (("export",), 2, "say which checkpoints and which file: cas export <uuid> <file>"),
         (("export", UUIDS[0]), 2, "say which checkpoints and which file"),
-        (("export", "x.tar", UUIDS[0]), 2, "must be a checkpoint UUID, not 'x.tar'; the file comes last"),
+        (("export", "x.tar", UUIDS[0]), 2, f"the file comes last, and {UUIDS[0]} is a UUID"),
         (("export", UUIDS[2], "x.tar"), 3, "knows no checkpoint"),
         (("export", UUIDS[0], "-", "--json"), 2, "name a file"),
         (("export", UUIDS[0], "no/such/x.tar"), 3, "no/such to write x.tar into"),

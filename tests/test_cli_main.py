@@ -74,7 +74,8 @@ WRONG = [
     ),
     (
         "trial download 1 --uuid 4698",
-        "cas trial download: argument --uuid: must be a checkpoint UUID, not '4698'; see cas trial download --help",
+        "cas trial download: argument --uuid: must be a checkpoint UUID, or a name, not '4698'"
+        "; see cas trial download --help",
     ),
     (
         "trial download 1 --latest -q --json",

@@ -53,7 +53,7 @@ def test_a_dry_run_of_a_download_does_nothing(tmp_path):
     ("words", "code", "text"),
     [
         ((), 2, "say which checkpoint: cas plan <url|uuid>"),
-        (("nonsense",), 2, "must be a checkpoint UUID, not 'nonsense'"),
+        (("nonsense",), 3, "no checkpoint is called 'nonsense', and it is no UUID"),
         (("file:///nowhere/at/all",), 3, "there is no folder /nowhere/at/all"),
         ((UUID,), 3, UUID),
     ],

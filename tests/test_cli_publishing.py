@@ -37,7 +37,7 @@ def test_a_folder_is_published(shell):
     ("words", "code", "text"),
     [
         ((), 2, "say which checkpoint: cas publish <url|uuid>"),
-        (("nonsense",), 2, "must be a checkpoint UUID, not 'nonsense'"),
+        (("nonsense",), 3, "no checkpoint is called 'nonsense', and it is no UUID"),
         (("nonsense://host/x",), 2, "nonsense"),
         (("file:///nowhere/at/all",), 3, "there is no folder /nowhere/at/all"),
         ((UUID,), 3, UUID),

@@ -162,7 +162,7 @@ def test_options_of_every_command_count_before_and_after(trained):
 
 def test_a_registry_can_be_named(trained):
     assert trained.run("trial", "download", "1", "--best", "-q", "--registry", "local").ok
-    assert trained.run("trial", "download", "1", "--best", "--registry", "http://other:8080").code == 3
+    assert trained.run("trial", "download", "1", "--best", "--registry", "http://other:8080").code == 2
     both = trained.run("-m", "http://127.0.0.1:9", "trial", "download", "1", "--best", "--registry", "local")
     assert (both.code, both.line) == (
         2,

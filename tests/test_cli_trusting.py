@@ -48,7 +48,7 @@ def test_trust_is_recorded_listed_and_revoked(shell: Shell) -> None:
     ("words", "code", "line"),
     [
         ([], 2, "cas trust: say which checkpoint: cas trust <uuid>"),
-        (["nonsense"], 2, "Failed to trust the checkpoint: not a checkpoint UUID: 'nonsense'"),
+        (["nonsense"], 3, "Failed to trust the checkpoint: no checkpoint is called 'nonsense', and it is no UUID"),
         (["--list", UUID], 2, "cas trust: --list takes nothing else"),
         (["blake3:12"], 2, "Failed to trust the checkpoint: "),
         (

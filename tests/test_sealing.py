@@ -81,7 +81,7 @@ def names(home: Path) -> list[str]:
 
 
 def reads_all(home: Path, *, hashed: int = 0) -> Store:
-    """Everything that reads works, and no blob is read in full for it."""
+    """Everything that reads works; `hashed` blobs are read in full for it, besides small ones, which are copied."""
     before = names(home)
     store = Store(home)
     manifest = store.resolve("local", UUID)
@@ -260,7 +260,7 @@ def test_a_copy_on_a_disk_that_we_may_write_to_is_hashed(tmp_path: Path) -> None
     stock_and_seal(tmp_path / "made")
     image = copied(tmp_path / "made", tmp_path / "home")
     if os.geteuid() == 0:
-        reads_all(image, hashed=3).close()
+        reads_all(image, hashed=1).close()
     disk.thaw(tmp_path / "made")
 
 
@@ -291,7 +291,7 @@ def test_a_read_only_home_that_was_not_sealed_is_hashed_once_per_user(tmp_path: 
     for path in (tmp_path / "home").glob("facts/*"):
         path.unlink()
     with disks.read_only(tmp_path / "home"):
-        reads_all(tmp_path / "home", hashed=3).close()
+        reads_all(tmp_path / "home", hashed=1).close()
         reads_all(tmp_path / "home", hashed=0).close()
 
 

@@ -40,12 +40,15 @@ def export(args: argparse.Namespace) -> None:
     """Write checkpoints into a file."""
     from cas.actions.exporting import STREAM
     from cas.actions.exporting import export as write
+    from cas.registry.names import is_uuid
 
     *uuids, file = args.words or [""]
     if not uuids:
         raise WrongUsageError(
             args.parser.prog, f"say which checkpoints and which file: {args.program} export <uuid> <file>"
         )
+    if is_uuid(file):
+        raise WrongUsageError(args.parser.prog, f"the file comes last, and {file} is a UUID")
     try:
         wanted = [checkpoint_or_name(uuid) for uuid in uuids]
     except argparse.ArgumentTypeError as error:
