@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cas.load.forks  # noqa: F401  (it notes what a forked child inherits: before any fork)
 from cas.config import DownloadMode, Link, Settings, Trust
 from cas.described import Described
 from cas.errors import CasError, CheckpointNotFoundError, UsageError

@@ -133,9 +133,9 @@ def test_digest_of_a_checkpoint_can_be_named(tmp_path: Path, settings: Settings)
 @pytest.mark.parametrize(
     ("which", "error"),
     [
-        ("nonsense", UsageError),
+        ("nonsense", NotFoundError),
         ("blake3:xyz", UsageError),
-        ("z" * 64, UsageError),
+        ("z" * 64, NotFoundError),
         ("0" * 64, NotFoundError),
         (str(uuids.UUID(int=7)), NotFoundError),
     ],

@@ -46,7 +46,7 @@ class _Inert(metaclass=_InertClass):
             raise UnsafeContentError(f"it gives a name to {'.'.join(cls.names)}")  # and gets what it may not change
         inert = object.__new__(cls)
         if cls.names == _DTYPE:
-            inert.array_type = dtypes.made(arguments)
+            inert.array_type = dtypes.made(_record_as_void(arguments))
         return inert
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -87,6 +87,13 @@ def _hand_over(value: object) -> bool:
 def _calls_its_first(names: tuple[str, str]) -> bool:
     """Whether something harmless calls what it is given first, at once or later."""
     return names in _CALLERS or names[0].startswith("torch.optim.")
+
+
+def _record_as_void(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a `numpy.dtype`; of a record's, whose size its state tells, those of nothing yet."""
+    first = arguments[0] if arguments else None
+    is_record = isinstance(first, _InertClass) and first.names[0].startswith("numpy") and first.names[1] == "record"
+    return ("V0", *arguments[1:]) if is_record else arguments
 
 
 def _is_foreign_value(value: object) -> bool:
