@@ -69,6 +69,15 @@ def test_what_a_local_blob_has_is_not_read_again(pull):
     assert report.proofs == {"model.pth": "origin checksum (md5)"}
 
 
+def test_a_few_bytes_in_common_are_not_worth_the_md5_of_a_whole_file(pull):
+    shared = noise(60_000, 7)
+    pull(zip_file({"a": noise(4 * MIB, 1), "b": shared}), uuid=UUID)
+    other = zip_file({"a": noise(4 * MIB, 2), "b": shared})
+    report, total = pull(other, md5(other))
+    assert total == report.bytes_fetched == len(other)
+    assert report.bytes_reused == 0
+
+
 def test_what_was_added_locally_is_a_donor_too(pull, store):
     store.put(FIRST)
     assert pull(SECOND, md5(SECOND))[1] < 3 * MIB + 70_000

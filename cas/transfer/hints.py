@@ -31,6 +31,9 @@ from cas.transfer.ziphints import DonorFiles, zip_donations
 log = logging.getLogger("cas.transfer")
 
 SIDECAR_WAIT = 5.0  # seconds after the listing, at most: what a sidecar says is worth no more
+# Donors must give at least this part of a file, for all of it must then be hashed with MD5, at 0.7 GB/s. Two models of
+# one kind always share some records of a few bytes (bench/siblings.py: 1.5 x the time with them, for nothing).
+WORTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,10 @@ class Hints:
                 found += zip_donations(self._store, files, records, may_give)
         if (described := self.described(file)) is not None:
             found += chunk_donations(self._store, described, may_give, found, may_cut=self._may_cut)
-        return (Offer(checksum, tuple(found)) if found else None), known
+        given = sum(donation.length for donation in found)
+        if not found or (strong is not None and given * WORTH < file.size):
+            return None, known
+        return Offer(checksum, tuple(found)), known
 
     def _records(self, file: RemoteFile, known: Known) -> tuple[list[Record], Known]:
         """Return the records of a zip archive, none of anything else."""
