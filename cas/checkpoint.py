@@ -298,24 +298,32 @@ class Checkpoint(Described):
     def _enter(self) -> tuple[Path, Digest]:
         """Return the view, entered, and the manifest that names it. What is known and here costs no lock, no SQLite."""
         self._require_downloadable()
-        manifest = self._known()
-        if manifest is not None and manifest.complete:
-            found = use_view(self.store, manifest.digest)
-            if found is not None:
-                self.store.uses.note(self.uuid)
-                return found.path, manifest.digest
+        whole = self._whole()
+        if whole is not None and (found := use_view(self.store, whole)) is not None:
+            self.store.uses.note(self.uuid)
+            return found.path, whole
         with self.store.leases.claim(self.uuid):
-            for attempt in range(_ATTEMPTS):
+            manifest = self._known()
+            self.pull_report = None
+            for attempt in range(_ATTEMPTS + 1):
+                if manifest is not None and manifest.complete:
+                    try:
+                        path = make_view(self.store, manifest).path
+                    except AbsentBlobsError:
+                        if attempt == _ATTEMPTS:
+                            raise
+                    else:
+                        self.store.uses.note(self.uuid)
+                        return path, manifest.digest
                 manifest = self._bring(None)
-                try:
-                    path = make_view(self.store, manifest).path
-                except AbsentBlobsError:
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                    continue
-                self.store.uses.note(self.uuid)
-                return path, manifest.digest
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _whole(self) -> Digest | None:
+        """Return the manifest of what is wanted, if it is known wholly; one that has a view is."""
+        if self._selection.is_everything and (sole := self.store.sole(self.record.registry, self.uuid)):
+            return sole
+        known = self._known()
+        return known.digest if known is not None and known.complete else None
 
     def load(
         self,

@@ -125,10 +125,13 @@ def _listen(actors: Sequence[Actor], timeout: float, until: Actor | None = None)
         open_ones = {actor.asks: actor for actor in actors if not actor.ended and not actor.ready}
         if not open_ones or (until is not None and (until.ready or until.ended)):
             return
-        found, _, _ = select.select(list(open_ones), [], [], timeout)
+        waiting = select.poll()  # not select(): that ends at 1,024 files, and a test's process may have more open
+        for fd in open_ones:
+            waiting.register(fd, select.POLLIN)
+        found = waiting.poll(timeout * 1000)
         if not found:
             return
-        for fd in found:
+        for fd, _ in found:
             _hear(open_ones[fd])
         if until is None:
             return

@@ -26,6 +26,7 @@ from cas.errors import (
     UnsafeNameError,
     UsageError,
 )
+from cas.index import disk
 from cas.index.check import check
 from cas.index.digest import Digest
 from cas.index.store import open_store
@@ -477,6 +478,31 @@ def test_what_was_removed_is_brought_again_from_its_origin(origin: Path, setting
 
 # --- what is touched ----------------------------------------------------------------------------------------------
 
+
+def test_a_view_that_is_there_is_enough_and_what_was_said_of_an_earlier_pull_is_forgotten(
+    folder: Path, settings: Settings
+) -> None:
+    checkpoint = add(folder, uuid=UUID, settings=settings)
+    viewed = checkpoint.view()
+    digest = checkpoint.store.sole("local", UUID)
+    assert digest is not None
+    damage(checkpoint.store.layout.manifest(digest))
+    fresh = Checkpoint(checkpoint.record, settings=settings)
+    assert fresh.view() == viewed  # it is read from the view and from blobs, each looked at
+    fresh.release()
+    checkpoint.release()
+    disk.remove_tree(checkpoint.store.home / "views")
+    with pytest.raises(CheckpointNotFoundError):  # the only manifest, without which nobody knows the files
+        fresh.view()
+
+
+def test_making_a_view_says_that_nothing_was_transferred(folder: Path, settings: Settings) -> None:
+    checkpoint = add(folder, uuid=UUID, settings=settings)
+    checkpoint.pull_report = object()  # type: ignore[assignment]  # of a pull before
+    checkpoint.view()
+    assert checkpoint.pull_report is None
+
+
 WATCHED = """
 import sys
 from cas.checkpoint import Checkpoint
@@ -499,4 +525,4 @@ def test_a_known_checkpoint_is_viewed_with_no_index_no_lock_and_no_blob_read(fol
     add(folder, uuid=UUID, settings=settings).view()
     events, opened = run_python(WATCHED, settings.home, UUID).splitlines()
     assert events == "[]"
-    assert opened == "['leases', 'manifests', 'refs', 'views']"
+    assert opened == "['leases', 'views']"  # and the names in `refs`, which are listed

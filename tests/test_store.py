@@ -56,6 +56,31 @@ def test_the_registrys_own_ref_counts_first_and_a_complete_one_beats_it(store: S
     assert store.resolve("http://n", OTHER_UUID) == partial
 
 
+def test_a_single_ref_says_which_manifest_it_is_and_several_do_not(store: Store) -> None:
+    manifest = tagged(store, UUID, FILES)
+    assert store.sole("local", UUID) == manifest.digest
+    assert store.sole("http://m", UUID) is None  # `resolve` looks at other registries; this is for sure or nothing
+    store.tag("local", UUID, manifest_of({"a": b"2"}, store))
+    assert store.sole("local", UUID) is None
+
+
+def test_a_new_file_has_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    def make() -> None:
+        for name, mode in {"plain": 0o444, "program": 0o555}.items():
+            found = disk.write_new(tmp_path / name, b"12345", mode)
+            assert (found.st_mode & 0o777, found.st_size) == (mode, 5)
+            assert found.st_mtime_ns == (tmp_path / name).stat().st_mtime_ns
+
+    old = os.umask(0o077)
+    try:
+        make()
+    finally:
+        os.umask(old)
+    with pytest.raises(FileExistsError):
+        disk.write_new(tmp_path / "plain", b"", 0o444)
+    assert (tmp_path / "plain").read_bytes() == b"12345"
+
+
 def test_two_partial_pulls_add_up(store: Store) -> None:
     store.tag("http://m", UUID, Manifest.of([*manifest_of({"a": b"1"}, store).files, unfetched("b", 2)]))
     store.tag("http://m", UUID, Manifest.of([*manifest_of({"b": b"22"}, store).files, unfetched("a", 1)]))

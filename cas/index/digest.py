@@ -63,6 +63,10 @@ class Digest(_Fields):
             if fd is not path:
                 os.close(fd)
 
+    def fits(self, data: bytes | bytearray | memoryview) -> bool:
+        """Whether bytes in memory have this digest."""
+        return blake3.blake3(data).hexdigest() == self.hex
+
     def __str__(self) -> str:
         return _PREFIX + self.hex
 

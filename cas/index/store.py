@@ -196,6 +196,15 @@ class Store:
             best = best or found
         return best
 
+    def sole(self, registry: str, uuid: str) -> Digest | None:
+        """Return the manifest that `resolve` gives, if that is sure without reading one and if it is complete.
+
+        It is where the registry has a single ref of the checkpoint: then it is that one, or not all is known.
+        """
+        check_uuid(uuid)
+        found = self.refs.of(registry, uuid, ours=self.about.shared)
+        return found[0] if len(found) == 1 else None
+
     def _resolve_here(self, registry: str, uuid: str) -> Manifest | None:
         names = dict.fromkeys([registry, "local", *self.refs.registries(uuid)])
         if registry != refs.PULLED:

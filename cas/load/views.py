@@ -303,26 +303,20 @@ class _Linker:
 
     def _copy_small(self, entry: FileEntry, digest: Digest, path: str) -> Signature:
         data = self._read_small(digest, entry.size)
-        fd = disk.create(path)
-        try:
-            if data:
-                disk.write(fd, data)
-            disk.set_mode(fd, 0o555 if entry.executable else 0o444)
-            return self._store.owners.signature(os.fstat(fd))
-        finally:
-            os.close(fd)
+        return self._store.owners.signature(disk.write_new(path, data, 0o555 if entry.executable else 0o444))
 
     def _read_small(self, digest: Digest, size: int) -> bytes:
         """Return the bytes of a small blob; only one that is not where it should be, or is wrong, is looked for."""
         with contextlib.suppress(OSError):
-            data = disk.read_file(f"{self._names}/{digest.hex[:2]}/{digest.hex[2:]}", SMALL)
-            if Digest.of(data) == digest:
+            hex = digest.hex
+            data = disk.read_file(f"{self._names}/{hex[:2]}/{hex[2:]}", SMALL)
+            if digest.fits(data):
                 return data
         path = self._store.blobs.locate(digest, size)
         if path is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), digest.hex)
         data = disk.read_file(path, SMALL)
-        if Digest.of(data) != digest:
+        if not digest.fits(data):
             self._store.blobs.refuse(digest, path)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
         return data

@@ -46,7 +46,7 @@ from cas.index.disk.naming import (
     unlink,
 )
 from cas.index.disk.steps import Observer, freeze, observe, step, thaw
-from cas.index.disk.writing import create, open_append, set_mode, sync, truncate, write, write_at, write_once
+from cas.index.disk.writing import create, open_append, set_mode, sync, truncate, write, write_at, write_new, write_once
 
 __all__ = [
     "COPY_WINDOW",
@@ -99,6 +99,7 @@ __all__ = [
     "unshare",
     "write",
     "write_at",
+    "write_new",
     "write_once",
     "writer_name",
 ]
