@@ -1,6 +1,9 @@
 import contextlib
+import errno
+import itertools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from stores import ROOT, damage, lies
 
 from cas.errors import ContentError, DigestMismatchError, NoSpaceError
-from cas.index import lines
+from cas.index import disk, lines
 from cas.index.digest import Digest
 from cas.index.ingest import Ingest, Staging
 from cas.index.store import Store
@@ -400,6 +403,61 @@ def test_odd_journal_entries_are_passed_over(entry: dict[str, object], store: St
     rest = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(rest[0] + lines.encode(entry) + b"".join(rest[1:]))
     assert resume(store)[0] == [(0, 50_000), (60_000, 100_000)]
+
+
+@contextlib.contextmanager
+def open_files(more: int) -> Iterator[None]:
+    """Let this process open so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is not used
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_range_for_which_no_file_could_be_opened_can_be_begun_again(staging: Staging, tmp_path: Path) -> None:
+    donor = tmp_path / "donor"
+    donor.write_bytes(DATA)
+    with donor.open("rb") as source, staging.ingest(len(DATA), source="source") as ingest:
+        with open_files(0):
+            for begin in (
+                lambda: ingest.range(0, 10_000),
+                lambda: ingest.copy_in(10_000, 20_000, source.fileno(), 10_000),
+                lambda: ingest.put_in(20_000, DATA[20_000:30_000]),
+            ):
+                with pytest.raises(OSError, match="Too many open files"):
+                    begin()
+        assert ingest.missing == [(0, len(DATA))]
+        with ingest.range(0, 10_000) as out:
+            out.write(DATA[:10_000])
+        ingest.copy_in(10_000, 20_000, source.fileno(), 10_000)
+        ingest.put_in(20_000, DATA[20_000:30_000])
+        ingest.write_at(30_000, DATA[30_000:])
+        assert ingest.commit() == Digest.of(DATA)
+
+
+def test_what_is_taken_over_counts_though_the_journal_cannot_say_so(store: Store) -> None:
+    kill_a_transfer(store.home, 0, 50_000)
+    with store.staging("key") as staging:
+        opened = itertools.count()
+
+        def refuse(moment: str, step: str) -> None:
+            if (moment, step) == ("before", "open_append") and next(opened):  # all but the first line
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        disk.observe(refuse)
+        try:
+            ingest = staging.ingest(len(DATA), source="source")
+        finally:
+            disk.observe(None)
+        with ingest:
+            assert ingest.missing == [(10_000, 50_000), (60_000, 100_000)]
+            for start, end in ingest.missing:
+                ingest.write_at(start, DATA[start:end])
+            assert ingest.commit() == Digest.of(DATA)
 
 
 def test_a_folder_of_a_living_transfer_is_left_alone(store: Store) -> None:

@@ -188,12 +188,8 @@ class Ingest:
         """
         view = memoryview(data).cast("B")
         end = offset + len(view)
-        self._begin(offset, end)
-        try:
+        with self._beginning(offset, end):
             disk.write_at(self._fd, view, offset)
-        except BaseException:
-            self.give_up_range(offset, end)
-            raise
         self._note(offset, end, view)
 
     def range(self, start: int, end: int) -> RangeWriter:
@@ -205,8 +201,8 @@ class Ingest:
         Raises:
             ContentError: it reaches behind the expected size, or holds bytes that are written already.
         """
-        self._begin(start, end)
-        return RangeWriter(self, self._own_descriptor(), start, end)
+        with self._beginning(start, end):
+            return RangeWriter(self, self._own_descriptor(), start, end)
 
     def _own_descriptor(self) -> int:
         """Return a descriptor that a thread which comes too late writes through into the abandoned file."""
@@ -220,15 +216,12 @@ class Ingest:
             ContentError: it reaches behind the expected size, or holds bytes that are written already.
             EOFError: that file is shorter.
         """
-        self._begin(start, end)
-        fd = self._own_descriptor()
-        try:
-            disk.copy_range(source, fd, offset, end - start, to=start)
-        except BaseException:
-            self.give_up_range(start, end)
-            raise
-        finally:
-            os.close(fd)
+        with self._beginning(start, end):
+            fd = self._own_descriptor()
+            try:
+                disk.copy_range(source, fd, offset, end - start, to=start)
+            finally:
+                os.close(fd)
         self.note_range(start, end, None)
 
     def put_in(self, start: int, data: bytes) -> None:
@@ -237,15 +230,12 @@ class Ingest:
         Raises:
             ContentError: they reach behind the expected size, or there are bytes already.
         """
-        self._begin(start, start + len(data))
-        fd = self._own_descriptor()
-        try:
-            disk.write_at(fd, data, start)
-        except BaseException:
-            self.give_up_range(start, start + len(data))
-            raise
-        finally:
-            os.close(fd)
+        with self._beginning(start, start + len(data)):
+            fd = self._own_descriptor()
+            try:
+                disk.write_at(fd, data, start)
+            finally:
+                os.close(fd)
         self.note_range(start, start + len(data), None)
 
     def _begin(self, start: int, end: int) -> None:
@@ -255,6 +245,16 @@ class Ingest:
             if self._begun.overlap(start, end):
                 raise ContentError(f"bytes {start} to {end} are written already, or another thread writes them")
             self._begun.add(start, end)
+
+    @contextlib.contextmanager
+    def _beginning(self, start: int, end: int) -> Iterator[None]:
+        """Begin a range; one that fails in here counts as never begun, so that it can be begun again."""
+        self._begin(start, end)
+        try:
+            yield
+        except BaseException:
+            self.give_up_range(start, end)
+            raise
 
     @property
     def missing(self) -> list[Range]:
@@ -463,7 +463,12 @@ class Ingest:
         data = memoryview(os.pread(self._fd, end - start, start))
         if len(data) == end - start and xxhash.xxh3_64_hexdigest(data) == proof:
             self._begin(start, end)
-            self._note(start, end, data)
+            self.hash_now(start, data)
+            try:
+                self.note_range(start, end, proof)
+            except OSError as error:  # no room, or no file can be opened: it is here all the same, for this process
+                log.info("%s: cannot note what was taken over: %s", self.path, error)
+                self.note_range(start, end, None)
 
     def _move(self, other: int, start: int, end: int) -> None:
         """Take a range where there is no room for it twice: piece by piece, cut off there before it is written here.
