@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
 import textwrap
+import weakref
 import zlib
 
 import pytest
@@ -329,6 +331,17 @@ def test_wrong_keys_say_what_to_set(s3_server, bucket, settings):
     for changes in ({"secret_key": "wrong"}, {"access_key": "nobody"}):
         with pytest.raises(NotAllowedError, match="set AWS_PROFILE"):
             remote_for_storage(s3_server.storage(bucket, "p", **changes), UUID, settings).list()
+
+
+def test_pulls_one_after_the_other_leave_no_connection_open(s3_server, bucket, upload, store, settings):
+    """What obstore keeps alive must not keep the remote alive: a notebook pulls hundreds of checkpoints."""
+    upload({f"p/{UUID}/large": LARGE, f"p/{UUID}/small": b"x"})
+    remote = remote_for_storage(s3_server.storage(bucket, "p"), UUID, settings)
+    fetch.pull(store, remote, registry="r", uuid=UUID, settings=settings)
+    alive = weakref.ref(remote)
+    del remote
+    gc.collect()
+    assert alive() is None
 
 
 # --- credentials, region, endpoint ---------------------------------------------------------------------------------

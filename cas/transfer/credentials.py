@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from cas.errors import NotAllowedError
 from cas.transfer.sigv4 import Credentials
 
+RENEW = timedelta(minutes=5)  # how long obstore uses keys that the chain may renew
 _SHARED = 5.0  # seconds in which threads whose keys were refused share one renewal
 METADATA_SECONDS = 1  # the instance's metadata service is asked last, once: on a laptop nobody answers
 _HINT = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or access_key and secret_key of the storage"
@@ -61,6 +63,17 @@ class Account:
             raise NotAllowedError(f"no S3 credentials were found; {_HINT}")
         self._given = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
         return self._given
+
+    def provide(self) -> dict[str, Any]:
+        """Return the keys as obstore asks for them, again and again while it uses them.
+
+        What is given to obstore is kept alive by it, and Python's collector cannot look into it: this must not lead to
+        the store, or the two of them, with all their connections, stay until the process ends.
+        """
+        keys = self.credentials()
+        expires = None if self.explicit is not None else datetime.now(UTC) + RENEW
+        named = {"access_key_id": keys.access_key, "secret_access_key": keys.secret_key}
+        return {**named, "token": keys.token, "expires_at": expires}
 
     def renew(self) -> bool:
         """Forget the keys, which a server says ran out, and ask the chain anew; True if there are others now."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from cas.transfer.sigv4 import Credentials
 AS_IT_COMES = (
     1  # byte: obstore hands over what is there, up to 400 KiB at once from a fast server; 256 KiB is no faster
 )
-RENEW = timedelta(minutes=5)  # how long obstore uses keys that the chain may renew
 _MD5 = re.compile(r'"([0-9a-f]{32})"', re.ASCII)
 _OF_PARTS = re.compile(r'"([0-9a-f]{32})-([1-9][0-9]{0,4})"', re.ASCII)
 _loading = threading.Lock()
@@ -135,7 +134,7 @@ class S3Remote:
                     self._base(),
                     name=self._url(""),
                     region=self._found_region(),
-                    credentials=self._keys,
+                    credentials=None if self.place.anonymous else self._account.credentials,
                     connections=self._connections,
                     payer=self.place.requester_pays,
                 )
@@ -309,17 +308,8 @@ class S3Remote:
             },
             client_options=options,
             retry_config={"max_retries": 0},  # retry.py decides
-            credential_provider=None if self.place.anonymous else self._provide,
+            credential_provider=None if self.place.anonymous else self._account.provide,
         )
-
-    def _keys(self) -> Credentials | None:
-        return None if self.place.anonymous else self._account.credentials()
-
-    def _provide(self) -> dict[str, Any]:
-        keys = self._account.credentials()
-        expires = None if self.place.keys else datetime.now(UTC) + RENEW
-        named = {"access_key_id": keys.access_key, "secret_access_key": keys.secret_key}
-        return {**named, "token": keys.token, "expires_at": expires}
 
     def _key(self, file: RemoteFile) -> str:
         return prefix_of(self.place.prefix) + file.path

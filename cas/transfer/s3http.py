@@ -59,7 +59,7 @@ class S3Http:
         *,
         name: str,
         region: str,
-        credentials: Callable[[], Credentials | None],
+        credentials: Callable[[], Credentials] | None,
         connections: Connections,
         payer: bool = False,
     ) -> None:
@@ -114,7 +114,8 @@ class S3Http:
         parts = urlsplit(self.base)
         path, text = encode_path(f"{parts.path}/{key}"), encode_query(query)
         signed: Mapping[str, str] = {**self._always, **(headers or {})}
-        if (keys := self._credentials()) is not None:
+        if self._credentials is not None:
+            keys = self._credentials()
             signed = sign(
                 method,
                 host=parts.netloc,
