@@ -252,6 +252,7 @@ def test_offline_the_same_calls_give_the_same_answers(
 def test_a_master_that_does_not_answer_is_never_replaced_by_old_answers(
     server: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("CAS_TIMEOUT", "2")  # so that six tries are over in seconds
     settings = Settings.load()
     impatient = Remembering(Master(server.url, backoff=0.001), open_store(settings.home))
     experiment = ExperimentReference(impatient.experiment(1), impatient, settings=settings)

@@ -33,6 +33,7 @@ log = logging.getLogger("cas.registry")
 RETRIES = 5  # as the other client: connection errors, and 502, 503, 504 of what may be repeated
 CONNECT_RETRIES = 3  # where nobody listens: three seconds are enough for a master that starts again
 BACKOFF = 0.5  # seconds, doubled each time
+LONGEST_PAUSE = 0.25  # times the timeout: who does not wait long for an answer does not wait long between two tries
 GATEWAY_ERRORS = (502, 503, 504)  # a proxy's: the master itself did not answer
 MAX_BODY = 256 << 20  # bytes of one answer, unpacked; a page of 1,000 checkpoints has a few MB
 PATIENCE = 10  # times the timeout: what one question may take in all, its retries and a dripping answer included
@@ -263,7 +264,9 @@ class Http:
         key = (os.getpid(), retry)
         with self._lock:
             if key not in self._sessions:
-                self._sessions[key] = _session(self.url, self._tls, RETRIES if retry else 0, self._backoff)
+                self._sessions[key] = _session(
+                    self.url, self._tls, RETRIES if retry else 0, self._backoff, self._timeout * LONGEST_PAUSE
+                )
             return self._sessions[key]
 
     def _read(self, response: requests.Response) -> bytes:
@@ -340,7 +343,7 @@ class _BrokenOffError(MasterError):
     """An answer ended before it was whole; worth another try."""
 
 
-def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Session:
+def _session(url: str, tls: Tls, retries: int, backoff: float, longest: float) -> requests.Session:
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.exceptions import SSLError
@@ -385,6 +388,7 @@ def _session(url: str, tls: Tls, retries: int, backoff: float) -> requests.Sessi
         total=retries,
         connect=min(retries, CONNECT_RETRIES),
         backoff_factor=backoff,
+        backoff_max=longest,
         status_forcelist=GATEWAY_ERRORS if retries else (),
         raise_on_status=False,
         raise_on_redirect=False,
