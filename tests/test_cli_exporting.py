@@ -41,7 +41,7 @@ def test_checkpoints_travel_through_a_pipe(shell, other):
     came = other.run("import", "-", "--json", stdin=first.stdout)
     first.stdout.close()
     assert first.wait(60) == 0
-    assert "1 checkpoints, 2 blobs" in first.stderr.read()
+    assert "1 checkpoint, 2 blobs" in first.stderr.read()
     first.stderr.close()
     assert json.loads(came.ok.out) == {
         "schema": 1,

@@ -25,7 +25,7 @@ def place(tmp_path):
 def test_a_plan_of_a_folder(tmp_path, place):
     shell = Shell(tmp_path)
     out = shell.run("plan", place).ok.out
-    assert out.startswith(f"{place}: 1 files, 2.0 KiB\nto fetch: 2.0 KiB with 1 requests\nhere already: 0 B\n")
+    assert out.startswith(f"{place}: 1 file, 2.0 KiB\nto fetch: 2.0 KiB with 1 request\nhere already: 0 B\n")
     assert shell.run("plan", place, "-q").ok.out == "2000\n"
     found = json.loads(shell.run("plan", place, "--json").ok.out)
     assert (found["url"], found["size"], found["fetch"], found["here"]) == (place, 2000, 2000, 0)

@@ -26,7 +26,7 @@ def test_a_folder_is_published(shell):
     place = f"file://{shell.folder}/share/{UUID}"
     done = shell.run("publish", place).ok
     assert done.out == f"Published file://{shell.folder}/share/.cas/{UUID}.sidecar\n"
-    assert done.line.startswith("1 files, 1.0 KiB in 1 chunks, in a sidecar of ")
+    assert done.line.startswith("1 file, 1.0 KiB in 1 chunk, in a sidecar of ")
     assert done.line.endswith("1.0 KiB had to be fetched first")
     assert shell.run("publish", place, "-q").ok.out == f"file://{shell.folder}/share/.cas/{UUID}.sidecar\n"
     found = json.loads(shell.run("publish", place, "--json").ok.out)

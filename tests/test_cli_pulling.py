@@ -94,7 +94,7 @@ def test_a_name_is_taken_by_every_function_that_takes_a_uuid(tmp_path):
 
 def test_a_dry_run_fetches_nothing(shell, place):
     said = shell.run("pull", place, "--include", "*.bin", "--dry-run").ok.out
-    assert "1 files, 4.9 KiB" in said and "weights.bin" in said and "config.json" not in said
+    assert "1 file, 4.9 KiB" in said and "weights.bin" in said and "config.json" not in said
     assert not list((shell.home / "blobs").glob("*/*"))
 
 

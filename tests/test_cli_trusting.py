@@ -36,7 +36,7 @@ def test_trust_is_recorded_listed_and_revoked(shell: Shell) -> None:
     digest = shell.run("trust", UUID, "--json").ok.out
     said = json.loads(digest)
     assert (said["trusted"], said["changed"]) == (True, True)
-    assert shell.run("trust", UUID).ok.out == f"{said['digest']}  trusted already: 1 files\n"
+    assert shell.run("trust", UUID).ok.out == f"{said['digest']}  trusted already: 1 file\n"
     assert shell.run("trust", "--list").ok.out == f"{said['digest']}\n"
     assert json.loads(shell.run("trust", "--list", "--json").ok.out)["trusted"] == [said["digest"]]
     assert shell.run("trust", said["digest"], "--revoke").ok.out == f"{said['digest']}  no longer trusted\n"

@@ -137,7 +137,7 @@ def _result(result: Result) -> dict[str, Any]:
 
 
 def _verdict(report: CheckReport) -> str:
-    seen = f"{report.blobs} blobs, {output.size(report.size)}, {report.read} of them read"
+    seen = f"{output.count(report.blobs, 'blob')}, {output.size(report.size)}, {report.read} of them read"
     before = f" and {report.read_before} before it was interrupted" if report.read_before else ""
     later = f"; {report.unproven} will be read before they are used" if report.unproven else ""
     debris = len(report.problems) - len(report.damage)

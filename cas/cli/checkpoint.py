@@ -246,7 +246,7 @@ def _what_was_done(checkpoint: Checkpoint) -> str:
     if link is not None and link.only_copies:
         parts.append(f"{link.only_copies} of them no hard links, because this store has the only copy")
     if link is not None and link.extra:
-        parts.append(f"{link.extra} files that are not the checkpoint's were left alone")
+        parts.append(f"left alone: {output.count(link.extra, 'file')} not of the checkpoint")
     return "; ".join(parts)
 
 

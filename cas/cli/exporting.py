@@ -61,7 +61,9 @@ def export(args: argparse.Namespace) -> None:
     if args.json:
         output.say_json(path=done.path, checkpoints=done.checkpoints, blobs=done.blobs, size=done.size)
         return
-    text = f"{done.checkpoints} checkpoints, {done.blobs} blobs, {output.size(done.size)}"
+    text = (
+        f"{output.count(done.checkpoints, 'checkpoint')}, {output.count(done.blobs, 'blob')}, {output.size(done.size)}"
+    )
     if file == STREAM:
         output.note(text)
     else:
@@ -102,6 +104,5 @@ def import_(args: argparse.Namespace) -> None:
         return
     for one in done.checkpoints:
         output.say(output.printable(f"{one.uuid}  {one.registry}"))
-    output.note(
-        f"{done.blobs} blobs came ({output.size(done.size)}), {done.here} were here, {done.records} records are new"
-    )
+    came = f"{output.count(done.blobs, 'blob')} came ({output.size(done.size)}), here already: {done.here}"
+    output.note(f"{came}; {output.count(done.records, 'new record')}")

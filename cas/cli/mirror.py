@@ -65,13 +65,13 @@ def _print(report: MirrorReport, *, files: bool) -> None:
     would = "would be " if report.dry_run else ""
     unchanged = f", {report.unchanged} unchanged since the last time" if report.unchanged else ""
     output.say(
-        f"{report.registry}: {report.asked} asked for{unchanged}; {report.checkpoints} checkpoints,"
+        f"{report.registry}: {report.asked} asked for{unchanged}; {output.count(report.checkpoints, 'checkpoint')},"
         f" {report.new} {would}new in the catalog"
     )
     if files:
         came = output.size(report.bytes_fetched)
         nothing = f", {report.without_files} in a state without files" if report.without_files else ""
-        output.say(f"files: {report.here} checkpoints were here, {report.fetched} {would}fetched ({came}){nothing}")
+        output.say(f"files: {report.here} here already, {report.fetched} {would}fetched ({came}){nothing}")
     if report.missing:
         output.note(f"{len(report.missing)} could not be got:")
         for one in report.missing:

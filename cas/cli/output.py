@@ -60,6 +60,11 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
+def count(number: int, what: str) -> str:
+    """Return `1 file`, `2 files`: the last word takes an `s`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> str:
     """Return rows in columns; those named in `right` are aligned to the right."""
     from tabulate import tabulate

@@ -56,8 +56,10 @@ def say_plan(preview: Preview, args: argparse.Namespace) -> dict[str, Any]:
     if args.quiet:
         output.say(str(preview.fetch))
     elif not args.json:
-        output.say(output.printable(f"{preview.url}: {len(preview.files)} files, {output.size(preview.size)}"))
-        output.say(f"to fetch: {output.size(preview.fetch)} with {preview.requests} requests")
+        output.say(
+            output.printable(f"{preview.url}: {output.count(len(preview.files), 'file')}, {output.size(preview.size)}")
+        )
+        output.say(f"to fetch: {output.size(preview.fetch)} with {output.count(preview.requests, 'request')}")
         output.say(f"here already: {output.size(here)}")
         for registry, uuid, count in donors:
             output.say(output.printable(f"  {output.size(count)} in checkpoint {uuid} of {registry}"))

@@ -43,6 +43,7 @@ def publish(args: argparse.Namespace) -> None:
         output.say(report.url)
     else:
         output.say(f"Published {report.url}")
-        what = f"{report.files} files, {output.size(report.size)} in {report.chunks} chunks"
+        chunks = output.count(report.chunks, "chunk")
+        what = f"{output.count(report.files, 'file')}, {output.size(report.size)} in {chunks}"
         fetched = f"; {output.size(report.bytes_fetched)} had to be fetched first" if report.bytes_fetched else ""
         output.note(f"{what}, in a sidecar of {output.size(report.published)}{fetched}")

@@ -253,7 +253,7 @@ def _show(planned: PrunePlan, args: argparse.Namespace) -> None:
         output.say(output.printable(f"{one.kind}: {one.path} ({size(one.size)})"))
     others = sum(not one.chosen for one in planned.staying)
     output.say(f"checkpoints:      {len(planned.going)} go, {len(planned.staying)} stay, {others} of them by the rules")
-    output.say(f"no checkpoint's:  {len(planned.unreferenced)} blobs go")
+    output.say(f"no checkpoint's:  {output.count(len(planned.unreferenced), 'blob')} to go")
     output.say(f"freed:            {size(planned.frees)} (of {size(planned.size)})")
     if planned.linked:
         output.say(f"not freed:        {size(planned.linked)} that go, but have links elsewhere")

@@ -90,5 +90,5 @@ def seal(args: argparse.Namespace) -> None:
     if report.was_sealed:
         output.say(f"{opened.home} was sealed already")
     else:
-        seen = f"{report.blobs} blobs, {output.size(report.size)}, {report.hashed} of them read"
+        seen = f"{output.count(report.blobs, 'blob')}, {output.size(report.size)}, {report.hashed} of them read"
         output.say(f"{opened.home} is sealed ({seen}); nothing changes it until `cas seal --undo`")

@@ -48,6 +48,8 @@ def trust(args: argparse.Namespace) -> None:
     if args.json:
         output.say_json(digest=str(report.digest), trusted=report.trusted, changed=report.changed)
     elif report.trusted:
-        output.say(f"{report.digest}  trusted{'' if report.changed else ' already'}: {report.files} files")
+        output.say(
+            f"{report.digest}  trusted{'' if report.changed else ' already'}: {output.count(report.files, 'file')}"
+        )
     else:
         output.say(f"{report.digest}  {'no longer trusted' if report.changed else 'was not trusted'}")
