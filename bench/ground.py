@@ -13,6 +13,7 @@ import uuid as uuids
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,31 @@ class Uploaded:
 
 
 class Ground:
-    """A folder for a benchmark, and a server that has its checkpoints in the bucket `bench`."""
+    """A folder for a benchmark, and a server that has its checkpoints in the bucket `bench`.
 
-    def __init__(self, folder: Path, server: s3_server.S3Server, size: Size, report: Report) -> None:
+    The server runs from its first use on (which takes seconds, and not each benchmark has one) until `stack` ends it.
+    """
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, size: Size, report: Report) -> None:
         self.folder = folder
-        self.server = server
         self.size = size
         self.report = report
+        self._stack = stack
         self.home = folder / "home"  # the store
         self.target = folder / "target"  # where peers put what they get
         self.copy = folder / "copy"  # where it is to lie besides
-        self.client = server.client()
-        self.client.create_bucket(Bucket="bench")
+
+    @cached_property
+    def server(self) -> s3_server.S3Server:
+        """The server; its objects lie in memory, if there is any."""
+        return self._stack.enter_context(s3_server.running(folder_of("memory")))
+
+    @cached_property
+    def client(self) -> Any:
+        """A client of it, which made the bucket."""
+        made = self.server.client()
+        made.create_bucket(Bucket="bench")
+        return made
 
     def upload(self, files: Files, config: Any = None) -> Uploaded:
         """Upload a checkpoint as boto3 does by default (what is large in parts of 8 MiB), or as `config` says."""
@@ -143,12 +157,12 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def ground_in(place: str, size: Size, report: Report) -> Iterator[Ground]:
-    """Make a ground in `memory`, on `disk`, or in a folder; the server's objects lie in memory if there is any."""
+    """Make a ground in `memory`, on `disk`, or in a folder."""
     report.place = place
     folder = Path(tempfile.mkdtemp(prefix="cas-bench-", dir=folder_of(place)))
     try:
-        with s3_server.running(folder_of("memory")) as server:
-            yield Ground(folder, server, size, report)
+        with contextlib.ExitStack() as stack:
+            yield Ground(folder, stack, size, report)
     finally:
         remove(folder)
 
