@@ -1,7 +1,8 @@
-"""Fault injection: run an operation in a child process and kill it before and after each step that changes the disk.
+"""Fault injection: run an operation in a child and kill it before each step that changes the disk, and after the last.
 
-`cas.index.disk` names its steps. A run counts them; then the operation runs once more for every step and moment, each
-time on a home of its own, in a child made by fork (so all imports are done), and is killed there.
+`cas.index.disk` names its steps. A run counts them; then the operation runs once more for every step, each time on a
+home of its own, in a child made by fork (so all imports are done), and is killed there. (What is on the disk after a
+step is there before the next one too.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,24 +40,22 @@ def each_kill(
     operation: Operation,
     *,
     at_most: int | None = None,
-    moments: Sequence[str] = ("before", "after"),
 ) -> Iterator[tuple[Kill, Path]]:
     """Yield each place where `operation` was killed, and the home that it left; `setup` prepares every home.
 
-    With more than `at_most` steps, only every second (third, …) one is killed. Long operations may be killed only
-    "before" each: what is on the disk after a step is there before the next one too, and after the last is the end.
+    With more than `at_most` steps, only every second (third, …) one is killed.
     """
     steps = count_steps(folder / "counted", setup, operation)
     assert steps, "the operation changes nothing"
     stride = -(-len(steps) // (at_most or len(steps)))
-    for number in range(0, len(steps), stride):
-        for moment in moments:
-            home = folder / "killed"
-            killed = _run(home, setup, operation, _Killer(number, moment))
-            # With threads, the step of this number may not be reached: then the run ended well.
-            if killed is not None:
-                yield Kill(number, moment, killed), home
-            shutil.rmtree(home, onerror=_force)
+    last = len(steps) - 1
+    for number, moment in [*((number, "before") for number in range(0, len(steps), stride)), (last, "after")]:
+        home = folder / "killed"
+        killed = _run(home, setup, operation, _Killer(number, moment))
+        # With threads, the step of this number may not be reached: then the run ended well.
+        if killed is not None:
+            yield Kill(number, moment, killed), home
+        shutil.rmtree(home, onerror=_force)
 
 
 def count_steps(home: Path, setup: Operation, operation: Operation) -> list[str]:

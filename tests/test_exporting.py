@@ -312,7 +312,7 @@ def test_imports_killed_before_every_step_go_on(tmp_path: Path, memory: Path) ->
         import_file(tmp_path / "x.tar", settings=Settings(home=home, progress=Progress.OFF))
 
     count = 0
-    for kill, home in each_kill(memory / "homes", setup, act, moments=["before"]):
+    for kill, home in each_kill(memory / "homes", setup, act):
         wrong = [Digest(path.parent.name + path.name) for path in lies(home)]
         assert wrong in ([], [Digest.of(shared)]), kill  # that which was there before, and nobody is served
         store = Store(home)

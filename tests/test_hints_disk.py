@@ -101,7 +101,7 @@ SECOND = zip_file({"frozen": FROZEN, "head": noise(60_000, 3)})
 def killed(folder: Path, setup: Operation, act: Operation, afterwards: Operation) -> int:
     """Kill at many steps: what is left is sound, and the same again completes."""
     count = 0
-    for kill, home in each_kill(folder, setup, act, at_most=14):
+    for kill, home in each_kill(folder, setup, act, at_most=28):
         try:
             is_sound(home)
             complete(home, act)
@@ -181,7 +181,7 @@ def test_a_publication_killed_anywhere(folder: Path) -> None:
         publishing.publish_place(Store(home), Place("local", UUID, remote(home)), settings=settings)
 
     count = 0
-    for kill, home in each_kill(folder, setup, act, at_most=14):
+    for kill, home in each_kill(folder, setup, act, at_most=28):
         published = read_sidecar(remote(home))
         path = home.parent / "share" / ".cas" / f"{UUID}.sidecar"
         assert path.exists() == (published is not None), kill  # whole, or not there at all

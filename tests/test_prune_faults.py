@@ -108,7 +108,7 @@ def by_steps(home: Path) -> None:
 @pytest.mark.parametrize("act", [at_once, by_steps])
 def test_prune_killed_before_every_step(act: Operation, folder: Path) -> None:
     count = 0
-    for kill, home in each_kill(folder, two, act, moments=["before"]):
+    for kill, home in each_kill(folder, two, act):
         try:
             is_sound(home)
             complete(home, act)

@@ -573,7 +573,7 @@ def test_repairs_killed_before_every_step_leave_no_lie_and_go_on(memory: Path) -
         repairing.repair(store, problems, Settings(home=home, progress=Progress.OFF, concurrency=1))
 
     count = 0
-    for kill, home in each_kill(memory / "homes", setup, act, moments=["before"]):
+    for kill, home in each_kill(memory / "homes", setup, act):
         store = Store(home)
         for path in home.glob("blobs/??/*"):  # a reader is never given what is wrong
             found = store.blobs.locate(Digest(path.parent.name + path.name))

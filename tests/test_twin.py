@@ -426,7 +426,7 @@ def test_killed_at_each_step_the_target_is_whole_or_absent_and_the_next_call_com
 
     whole = {**files, **({"notes": b"mine"} if exists else {})}
     count = 0
-    for kill, home in each_kill(tmp_path / "killed", setup, act, at_most=30):
+    for kill, home in each_kill(tmp_path / "killed", setup, act, at_most=60):
         target = home / "target"
         if exists:
             assert all(whole[name] == data for name, data in found(target).items()), kill

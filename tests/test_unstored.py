@@ -192,7 +192,7 @@ def test_killed_downloads_go_on_and_nothing_appears_half(base: Path, exists: boo
         checkpoint(base, folder / "home").download(folder / "got", store=False)
 
     count = 0
-    for kill, folder in each_kill(base / "folders", setup, act, at_most=12):
+    for kill, folder in each_kill(base / "folders", setup, act, at_most=24):
         if (folder / "got").exists():
             there = content(folder / "got")
             assert all(there.get(name) in (None, data) for name, data in FILES.items()), kill
@@ -215,7 +215,7 @@ def test_a_killed_download_does_not_fetch_again_what_was_whole(base: Path) -> No
     steps = count_steps(base / "counted", lambda folder: folder.mkdir(parents=True), act)
     placed = steps.index("link", steps.index("link") + 1)
     resumed = 0
-    for kill, folder in each_kill(base / "folders", lambda folder: folder.mkdir(parents=True), act, at_most=12):
+    for kill, folder in each_kill(base / "folders", lambda folder: folder.mkdir(parents=True), act, at_most=24):
         if kill.number <= placed or (folder / "got").exists() or not any(folder.glob(".got.cas-download/blobs/??/*")):
             continue
         one = checkpoint(base, folder / "home")
