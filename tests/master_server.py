@@ -63,8 +63,10 @@ class Handler(BaseHTTPRequestHandler):
         word, _, rest = fault.partition(":")
         if word == "type":
             self.kind, fault = "text/plain", "ok"
-        if path.startswith("/checkpoints/") and fault in ("ok", "cut") and self.master.version >= (0, 13):
-            self._send_files(path.rpartition("/")[2], cut=fault == "cut")
+        is_archive = path.startswith("/checkpoints/") and self.master.version >= (0, 13)
+        if is_archive and (fault in ("ok", "cut") or word == "drip"):
+            drip = float(rest) if word == "drip" else None
+            self._send_files(path.rpartition("/")[2], cut=fault == "cut", drip=drip)
         elif fault in ("ok", "cut") or word in ("drip", "drip-head"):
             status, answer = self._ask(path, query, body)
             drip = float(rest) if word.startswith("drip") else None
@@ -125,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         cookie = self.headers.get("Cookie") or ""
         return f"Bearer {cookie.removeprefix('auth=')}" if cookie.startswith("auth=") else ""
 
-    def _send_files(self, uuid: str, *, cut: bool) -> None:
+    def _send_files(self, uuid: str, *, cut: bool, drip: float | None) -> None:
         """Send a checkpoint's `folder` as the archive that `Accept` names as a whole."""
         accept = self.headers.get("Accept", "")
         found = [one for one in self.master.data["checkpoints"] if one["uuid"] == uuid]
@@ -142,15 +144,17 @@ class Handler(BaseHTTPRequestHandler):
             self._send(500, json.dumps({"message": text}).encode())
         else:
             body = archives.archive(archives.files_of(Path(found[0]["folder"])), kind)
-            self._send_archive(body, kind, cut=cut)
+            self._send_archive(body, kind, cut=cut, drip=drip)
 
-    def _send_archive(self, body: bytes, kind: str, *, cut: bool) -> None:
+    def _send_archive(self, body: bytes, kind: str, *, cut: bool, drip: float | None) -> None:
         """A tar with its length, the others in chunks, as the master does."""
         self.send_response(200)
         self.send_header("Content-Type", kind)
         whole = kind == archives.TYPES[0]
         self.send_header(*(("Content-Length", str(len(body))) if whole else ("Transfer-Encoding", "chunked")))
         self.end_headers()
+        if drip is not None:
+            self._drip(body if whole else b"%x\r\n%s\r\n" % (len(body), body), drip)
         sent = body[: len(body) // 2] if cut else body
         for at in range(0, len(sent), 50_000):
             block = sent[at : at + 50_000]

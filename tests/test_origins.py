@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 
 import pytest
 from master_simulator import Data, Simulator
@@ -159,6 +160,19 @@ def test_an_archive_that_breaks_off_is_asked_for_again(tmp_path, folder, setting
         assert len([one for one in master.requests() if one["path"].startswith("/checkpoints/")]) == 3
     assert has_everything(tmp_path / "out")
     assert not any((settings.home / "ingest").glob("*/*"))
+
+
+@pytest.mark.parametrize("kind", ["application/x-tar", "application/gzip", "application/zip"])
+def test_an_archive_that_comes_drop_by_drop_is_asked_for_again(tmp_path, folder, settings, kind):
+    with master_with(GONE, folder, kinds=[kind]) as master:
+        checkpoint = checkpoint_of(master, settings.but(timeout=0.5))
+        others = {"application/x-tar": 0, "application/gzip": 1, "application/zip": 2}[kind]  # are asked for first
+        master.faults("ok " * others + "drip:0.02")
+        started = time.monotonic()
+        checkpoint.download(tmp_path / "out")
+        assert time.monotonic() - started < 20  # all of it would take minutes
+        assert len([one for one in master.requests() if one["path"].startswith("/checkpoints/")]) == 2 * others + 2
+    assert has_everything(tmp_path / "out")
 
 
 def test_an_expired_token_is_renewed(tmp_path, folder, settings):

@@ -176,6 +176,7 @@ class Origin:
                     staging.folder,
                     sizes=record.resources,
                     partial=record.state is State.PARTIALLY_DELETED,
+                    timeout=self.settings.timeout,
                     drawing=lambda: drawer(self.settings.progress, record.uuid[:8])(sum(record.resources.values()), 0),
                 )
                 return self._pull(store, remote, quiet, on_file, destination)

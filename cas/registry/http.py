@@ -326,7 +326,9 @@ class Body:
         self._name = name
 
     def read(self, count: int = -1) -> bytes:
-        """Return the next bytes, at most so many; none at the end.
+        """Return the next bytes, as many as there are, at most `count`; all that is left if that is negative.
+
+        None at the end.
 
         Raises:
             TransientRemoteError: it broke off, or nothing came for too long.
@@ -334,7 +336,9 @@ class Body:
         from urllib3.exceptions import HTTPError
 
         try:
-            return bytes(self._raw.read(None if count < 0 else count, decode_content=False))
+            if count < 0:
+                return bytes(self._raw.read(decode_content=False))
+            return bytes(self._raw.read1(count, decode_content=False))  # `read` waits until all of it is there
         except (HTTPError, OSError) as error:
             raise TransientRemoteError(f"{self._name}: the files broke off: {_reason(error)}") from error
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tarfile
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from cas.errors import ContentError, TransientRemoteError, UnsafeNameError
 from cas.index import disk
 from cas.index.identity import RemoteIdentity
 from cas.index.paths import RelativePath, check_tree
+from cas.transfer.pace import Pace, TooSlowError
 from cas.transfer.progress import Advance
 from cas.transfer.remote import Checksum, Listing, Piece, RemoteFile
 
@@ -46,7 +48,7 @@ class Stream(Protocol):
     """An archive as it comes."""
 
     def read(self, count: int = -1, /) -> bytes:
-        """Return the next bytes; none at the end."""
+        """Return the next bytes, as many as there are, at most so many; none at the end."""
 
 
 Opener = Callable[[], AbstractContextManager[tuple[str, Stream]]]
@@ -62,6 +64,7 @@ class ArchiveRemote:
         scratch: an empty folder of ours; whoever made it removes it.
         sizes: path → bytes as the record has it; names that end in `/` are folders, which archives lose.
         partial: files that the record names may be missing: the checkpoint was deleted in part.
+        timeout: in so many seconds of waiting for the master, something must come (see pace.py).
         drawing: opens a line of progress.
     """
 
@@ -73,9 +76,11 @@ class ArchiveRemote:
         *,
         sizes: Mapping[str, int],
         partial: bool = False,
+        timeout: float = 30.0,
         drawing: Drawing | None = None,
     ) -> None:
         self.url = url
+        self._timeout = timeout
         self._opened = opened
         self._scratch = scratch
         self._sizes = sizes
@@ -106,9 +111,9 @@ class ArchiveRemote:
 
     def _fetch(self) -> _Unpacked:
         with self._drawing() as advance, self._opened() as (kind, stream):
-            return self._unpack(Kind(kind), _Counted(stream, advance))
+            return self._unpack(Kind(kind), _Coming(stream, advance, Pace(self._timeout), self.url))
 
-    def _unpack(self, kind: Kind, stream: _Counted) -> _Unpacked:
+    def _unpack(self, kind: Kind, stream: _Coming) -> _Unpacked:
         disk.remove_tree(self._scratch / "files")
         disk.make_folder(self._scratch / "files")
         unpacked = _Unpacked(self._scratch / "files", self._sizes, self.url)
@@ -154,15 +159,22 @@ class ArchiveRemote:
         """None: a folder is read after a fork as before it."""
 
 
-class _Counted:
-    """A stream that tells how many bytes came."""
+class _Coming:
+    """A stream that tells how many bytes came, and that must keep a pace."""
 
-    def __init__(self, stream: Stream, advance: Advance) -> None:
+    def __init__(self, stream: Stream, advance: Advance, pace: Pace, url: str) -> None:
         self._stream = stream
         self._advance = advance
+        self._pace = pace
+        self._url = url
 
     def read(self, count: int = -1, /) -> bytes:
+        began = time.monotonic()
         data = self._stream.read(count)
+        try:
+            self._pace.note(len(data), time.monotonic() - began)
+        except TooSlowError as error:
+            raise TransientRemoteError(f"{self._url}: {error}") from error
         self._advance(len(data))
         return data
 
@@ -233,7 +245,7 @@ class _Header(tarfile.TarInfo):
 class _Blocks:
     """The bytes of a tar, unpacked if it is gzipped; knows whether its end came."""
 
-    def __init__(self, stream: _Counted, *, gzipped: bool) -> None:
+    def __init__(self, stream: _Coming, *, gzipped: bool) -> None:
         self._stream = stream
         self._gzip = zlib.decompressobj(wbits=31) if gzipped else None
         self._tail = b""
@@ -259,13 +271,13 @@ class _Blocks:
 
     def ends_after(self, last: int) -> bool:
         """Whether all came: two empty blocks behind the last member, and the end of what is compressed."""
-        for _ in range(_MAX_PADDING // _PIECE):
-            if not self.read(_PIECE):
-                break
+        begun = self._total
+        while self._total - begun < _MAX_PADDING and self.read(_PIECE):
+            pass
         return self._tail == _END and self._total >= last + len(_END) and (self._gzip is None or self._gzip.eof)
 
 
-def _unpack_tar(stream: _Counted, unpacked: _Unpacked, *, gzipped: bool) -> None:
+def _unpack_tar(stream: _Coming, unpacked: _Unpacked, *, gzipped: bool) -> None:
     blocks, what, last = _Blocks(stream, gzipped=gzipped), f"{unpacked.url}: the archive", 0
     try:
         with tarfile.open(fileobj=blocks, mode="r|", tarinfo=_Header) as archive:  # type: ignore[call-overload]
@@ -287,7 +299,7 @@ def _unpack_tar(stream: _Counted, unpacked: _Unpacked, *, gzipped: bool) -> None
 # --- zip ---------------------------------------------------------------------------------------------------------
 
 
-def _unpack_zip(stream: _Counted, path: Path, unpacked: _Unpacked) -> None:
+def _unpack_zip(stream: _Coming, path: Path, unpacked: _Unpacked) -> None:
     what = f"{unpacked.url}: the archive"
     disk.unlink(path)
     with os.fdopen(disk.create(path), "wb", buffering=0) as out:
