@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kills import each_kill
 from stores import ROOT
 
 from cas.index import compaction, disk, lines
+from cas.index.compaction import LOOK, WORTH, is_time_to_look
 from cas.index.records import NewRecord
 from cas.index.store import Store
 
@@ -142,6 +144,16 @@ def _setup(home: Path) -> None:
     store.records.compact("local")
     add(store, "b", 5)
     add(store, "a", 6)
+
+
+def test_looks_grow_rare_as_the_file_grows() -> None:
+    step, looked = 200_000, []
+    for size in range(0, 1 << 30, step):
+        if is_time_to_look(size, size + step):
+            looked.append(size + step)
+    assert looked[0] >= WORTH
+    assert all(later - earlier < max(2 * LOOK, later / 7) for earlier, later in pairwise(looked))  # often enough
+    assert sum(looked) < 20 * looked[-1]  # each look reads in proportion; at every MiB it were 500 times
 
 
 @pytest.mark.slow

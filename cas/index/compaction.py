@@ -20,15 +20,20 @@ from cas.index import disk, lines
 log = logging.getLogger("cas.index")
 
 WORTH = 4 << 20  # bytes; smaller files are left alone
-LOOK = 1 << 20  # bytes between two looks at how much still counts
+LOOK = 1 << 20  # bytes between two looks at how much still counts, at least
 _SUFFIX = ".jsonl"
 
 Place = tuple[int, int]  # which file, and where in it a line starts
 
 
 def is_time_to_look(before: int, after: int) -> bool:
-    """Whether a file that grew from one size to another may hold enough that no longer counts."""
-    return after >= WORTH and before // LOOK != after // LOOK
+    """Whether a file that grew from one size to another may hold enough that no longer counts.
+
+    A look takes time with the file's size, so it is looked at each time that it grew by a sixteenth to an eighth: all
+    looks together take as long as a few at the end.
+    """
+    step = max(LOOK, 1 << after.bit_length() >> 4)
+    return after >= WORTH and before // step != after // step
 
 
 def own_files(current: Path) -> list[Path]:
