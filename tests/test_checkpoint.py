@@ -479,9 +479,7 @@ def test_what_was_removed_is_brought_again_from_its_origin(origin: Path, setting
 # --- what is touched ----------------------------------------------------------------------------------------------
 
 
-def test_a_view_that_is_there_is_enough_and_what_was_said_of_an_earlier_pull_is_forgotten(
-    folder: Path, settings: Settings
-) -> None:
+def test_a_view_that_is_there_is_enough(folder: Path, settings: Settings) -> None:
     checkpoint = add(folder, uuid=UUID, settings=settings)
     viewed = checkpoint.view()
     digest = checkpoint.store.sole("local", UUID)
@@ -496,10 +494,13 @@ def test_a_view_that_is_there_is_enough_and_what_was_said_of_an_earlier_pull_is_
         fresh.view()
 
 
-def test_making_a_view_says_that_nothing_was_transferred(folder: Path, settings: Settings) -> None:
-    checkpoint = add(folder, uuid=UUID, settings=settings)
-    checkpoint.pull_report = object()  # type: ignore[assignment]  # of a pull before
-    checkpoint.view()
+def test_making_a_view_of_what_is_here_says_that_nothing_was_transferred(origin: Path, settings: Settings) -> None:
+    checkpoint = from_shared(settings, origin)
+    viewed = checkpoint.view()
+    assert checkpoint.pull_report is not None
+    checkpoint.release()
+    disk.remove_tree(settings.home / "views")
+    assert checkpoint.view() == viewed and content(viewed) == EXPECTED
     assert checkpoint.pull_report is None
 
 

@@ -325,10 +325,8 @@ class Body:
         self._raw = raw
         self._name = name
 
-    def read(self, count: int = -1) -> bytes:
-        """Return the next bytes, as many as there are, at most `count`; all that is left if that is negative.
-
-        None at the end.
+    def read(self, count: int) -> bytes:
+        """Return the next bytes, as many as there are, at most so many; no bytes at the end.
 
         Raises:
             TransientRemoteError: it broke off, or nothing came for too long.
@@ -336,8 +334,6 @@ class Body:
         from urllib3.exceptions import HTTPError
 
         try:
-            if count < 0:
-                return bytes(self._raw.read(decode_content=False))
             return bytes(self._raw.read1(count, decode_content=False))  # `read` waits until all of it is there
         except (HTTPError, OSError) as error:
             raise TransientRemoteError(f"{self._name}: the files broke off: {_reason(error)}") from error

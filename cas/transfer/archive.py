@@ -47,8 +47,8 @@ class Kind(StrEnum):
 class Stream(Protocol):
     """An archive as it comes."""
 
-    def read(self, count: int = -1, /) -> bytes:
-        """Return the next bytes, as many as there are, at most so many; none at the end."""
+    def read(self, count: int, /) -> bytes:
+        """Return the next bytes, as many as there are, at most so many; no bytes at the end."""
 
 
 Opener = Callable[[], AbstractContextManager[tuple[str, Stream]]]
@@ -168,7 +168,7 @@ class _Coming:
         self._pace = pace
         self._url = url
 
-    def read(self, count: int = -1, /) -> bytes:
+    def read(self, count: int, /) -> bytes:
         began = time.monotonic()
         data = self._stream.read(count)
         try:

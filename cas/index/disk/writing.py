@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cas.index.disk.group import Way, is_shared, make_shared, show_to_group
 from cas.index.disk.looking import NO_FOLLOW, is_ours
-from cas.index.disk.steps import is_step, step
+from cas.index.disk.steps import is_step
 
 _NOT_OURS = "is another user's, or no plain file; move it away"
 
@@ -21,29 +21,6 @@ def create(path: Path | str, mode: int = 0o600) -> int:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
     show_to_group(fd, path, mode)
     return fd
-
-
-@is_step
-def write_new(path: Path | str, data: bytes, mode: int) -> os.stat_result:
-    """Make a new file, which must not exist, of these bytes and of exactly this mode; return what its stat says.
-
-    What `create`, `write` and `set_mode` do one by one, for those who make ten thousand.
-    """
-    with Way(path) as (name, folder):
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
-    try:
-        step("write")
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        found = os.fstat(fd)
-        if stat.S_IMODE(found.st_mode) != mode:  # the umask took something
-            step("set_mode")
-            os.fchmod(fd, mode)
-            found = os.fstat(fd)
-        return found
-    finally:
-        os.close(fd)
 
 
 @is_step
@@ -112,6 +89,20 @@ def truncate(fd: int, size: int) -> None:
 def set_mode(fd: int, mode: int) -> None:
     """Change the permissions of an open file."""
     os.fchmod(fd, mode)
+
+
+def write_new(path: Path | str, data: bytes, mode: int) -> os.stat_result:
+    """Make a new file, which must not exist, of these bytes and of exactly this mode; return what its stat says."""
+    fd = create(path, mode)
+    try:
+        write(fd, data)
+        found = os.fstat(fd)
+        if stat.S_IMODE(found.st_mode) != mode:  # the umask took something
+            set_mode(fd, mode)
+            found = os.fstat(fd)
+        return found
+    finally:
+        os.close(fd)
 
 
 @is_step
