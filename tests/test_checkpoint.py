@@ -30,6 +30,7 @@ from cas.index import disk
 from cas.index.check import check
 from cas.index.digest import Digest
 from cas.index.store import open_store
+from cas.load.views import SMALL
 from cas.registry.records import CheckpointRecord, State
 from cas.removing import remove
 
@@ -492,6 +493,22 @@ def test_a_view_that_is_there_is_enough(folder: Path, settings: Settings) -> Non
     disk.remove_tree(checkpoint.store.home / "views")
     with pytest.raises(CheckpointNotFoundError):  # the only manifest, without which nobody knows the files
         fresh.view()
+
+
+def test_a_small_blob_with_other_bytes_is_in_no_view_and_comes_anew(origin: Path, settings: Settings) -> None:
+    checkpoint = from_shared(settings, origin)
+    viewed = checkpoint.view()
+    checkpoint.release()
+    disk.remove_tree(settings.home / "views")
+    small = [path for path in settings.home.glob("blobs/??/*") if 0 < path.stat().st_size <= SMALL]
+    for path in small:  # as rot does it: no stat tells
+        before = path.stat()
+        damage(path, bytes(before.st_size))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert small
+    fresh = Checkpoint(checkpoint.record, settings=settings)
+    assert fresh.view() == viewed and content(viewed) == EXPECTED
+    assert lies(settings.home) == []
 
 
 def test_making_a_view_of_what_is_here_says_that_nothing_was_transferred(origin: Path, settings: Settings) -> None:
