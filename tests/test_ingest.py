@@ -279,6 +279,36 @@ def test_many_threads_write_one_file(store: Store, staging: Staging) -> None:
     assert lies(store.home) == []
 
 
+def test_what_is_fetched_does_not_run_far_ahead_of_what_is_hashed(store: Store, staging: Staging) -> None:
+    data, half = bytes(80 << 20), 40 << 20
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Collected):
+        def update(self, data: memoryview, /) -> None:
+            begun.set()
+            assert go_on.wait(60)
+            super().update(data)
+
+    follower = Slow()
+    with staging.ingest(len(data) + 1, source="s", followers=(follower,)) as ingest:
+        ingest.catch_up()  # with nothing to do
+        hasher = threading.Thread(target=ingest.put_in, args=(0, data[:1]))
+        hasher.start()
+        assert begun.wait(60)
+        ingest.write_at(1, data[:half])
+        ingest.catch_up()  # waits for nobody: it is not much yet
+        ingest.write_at(1 + half, data[half:])
+        late = threading.Thread(target=ingest.catch_up)
+        late.start()
+        late.join(0.2)
+        assert late.is_alive() and not follower.data
+        go_on.set()
+        late.join(60)
+        assert len(follower.data) == len(data) + 1
+        hasher.join(60)
+        ingest.commit(Digest.of(data + b"\0"))
+
+
 # --- resuming ------------------------------------------------------------------------------------------------
 
 DATA = random.Random(4).randbytes(100_000)
