@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from users import folder_for_all
 
 # They fork for every step of an operation: first, while the process that forks is small, and because they take longest.
 FORKING = ("test_kills", "test_hints_disk", "test_power_cut", "test_prune_faults", "test_interleave", "test_repair")
+
+
+# A run that a shell started in the background ignores Ctrl-C, and so would all processes that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
