@@ -40,8 +40,9 @@ log = logging.getLogger("cas.index")
 # is in the processor's cache; mapping the file instead (16 MiB at a time, populated or not) takes as long. So
 # does keeping pieces in memory until their turn: what reading saves, fresh memory costs in page faults.
 _WINDOW = 1 << 20
-_BEHIND = 64 << 20  # bytes that may wait to be hashed while more are fetched; without a bound it was a third of 1 GiB,
-# hashed at the end by one thread while nothing else was left to do (0.2 s and more; now 0.05)
+# Bytes that may wait to be hashed while more are fetched. Without a bound up to a third of 1 GiB waited, and one thread
+# hashed it when nothing else was left to do: 0.2 to 0.35 s at the end of a pull, and 0.05 with it.
+_BEHIND = 64 << 20
 _MOVED = 4 << 20  # bytes in memory while a range is moved on a full disk
 _STAGING = re.compile(r"[0-9a-f]{16}")
 PARTS = "parts"  # the file that names the folders of `ingest/` in which a piece of work is done
