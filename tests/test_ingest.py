@@ -290,23 +290,26 @@ def test_what_is_fetched_does_not_run_far_ahead_of_what_is_hashed(store: Store, 
             super().update(data)
 
     follower = Slow()
-    with staging.ingest(len(data) + 1, source="s", followers=(follower,)) as ingest:
-        ingest.catch_up()  # with nothing to do
-        hasher = threading.Thread(target=ingest.put_in, args=(0, data[:1]))
+    with staging.ingest(len(data) + 2, source="s", followers=(follower,)) as ingest:
+
+        def one(at: int) -> None:
+            with ingest.range(at, at + 1) as out:
+                out.write(b"\0")
+
+        hasher = threading.Thread(target=ingest.put_in, args=(0, data[:half]))
         hasher.start()
         assert begun.wait(60)
-        ingest.write_at(1, data[:half])
-        ingest.catch_up()  # waits for nobody: it is not much yet
-        ingest.write_at(1 + half, data[half:])
-        late = threading.Thread(target=ingest.catch_up)
+        one(len(data))  # waits for nobody: it is not much yet
+        ingest.write_at(half, data[half:])
+        late = threading.Thread(target=one, args=(len(data) + 1,))
         late.start()
         late.join(0.2)
         assert late.is_alive() and not follower.data
         go_on.set()
         late.join(60)
-        assert len(follower.data) == len(data) + 1
         hasher.join(60)
-        ingest.commit(Digest.of(data + b"\0"))
+        ingest.commit(Digest.of(data + b"\0\0"))
+    assert len(follower.data) == len(data) + 2
 
 
 # --- resuming ------------------------------------------------------------------------------------------------

@@ -85,9 +85,14 @@ def test_view_looks_like_the_checkpoint(store: Store) -> None:
     assert (report.mode, report.linked, report.copied, report.reused) == (LinkMode.HARDLINK, 3, 4, False)
 
 
-def test_view_is_read_only_and_keeps_the_executable_bit(store: Store) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_view_is_read_only_and_keeps_the_executable_bit(store: Store, umask: int) -> None:
     files = {"big.sh": LARGE, "small.sh": b"#!/bin/sh\n", "plain": LARGE + b"x", "d/plain": b"x"}
-    path = make_view(store, manifest_of(store, files, executable=("big.sh", "small.sh"))).path
+    old = os.umask(umask)
+    try:
+        path = make_view(store, manifest_of(store, files, executable=("big.sh", "small.sh"))).path
+    finally:
+        os.umask(old)
     modes = {name: stat.S_IMODE((path / name).stat().st_mode) for name in (*files, "d", ".")}
     assert modes == {"big.sh": 0o555, "small.sh": 0o555, "plain": 0o444, "d/plain": 0o444, "d": 0o555, ".": 0o555}
 

@@ -199,12 +199,13 @@ class Ingest:
     def range(self, start: int, end: int) -> RangeWriter:
         """Write one range piece by piece, from one thread: `with ingest.range(0, 100) as out: out.write(data)`.
 
-        It counts as written when all of it is there. Given up after a part of it was hashed, nothing can be
-        committed any more.
+        It begins when not much is written that is not hashed yet, and counts as written when all of it is there. Given
+        up after a part of it was hashed, nothing can be committed any more.
 
         Raises:
             ContentError: it reaches behind the expected size, or holds bytes that are written already.
         """
+        self._catch_up()
         with self._beginning(start, end):
             return RangeWriter(self, self._own_descriptor(), start, end)
 
@@ -310,8 +311,8 @@ class Ingest:
             finally:
                 self._hashing.release()
 
-    def catch_up(self) -> None:
-        """Hash what is written, if much of it waits for that: bring no more before what is here is done."""
+    def _catch_up(self) -> None:
+        """Hash what is written, if much of it waits for that: no more is to come before what is here is done."""
         with self._lock:
             waiting = self._written.reaches(self._hashed) - self._hashed
         if waiting > _BEHIND:

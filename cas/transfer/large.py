@@ -216,7 +216,6 @@ class LargeFiles:
         def one(span: Range) -> None:
             if halt.is_set():
                 raise StoppedError
-            ingest.catch_up()
             with ingest.range(*span) as out:
                 read(out, *span)
 
