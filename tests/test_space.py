@@ -25,13 +25,16 @@ from cas.index.store import Store
 from cas.registry.records import CheckpointRecord
 from cas.transfer.fetch import pull
 from cas.transfer.plan import RANGE, unit_of
+from cas.transfer.small import SMALL_AT_ONCE
 
 MIB = 1 << 20
 DATA = random.Random(5).randbytes(8 * MIB)
+CONCURRENCY = 2
+FETCHING = CONCURRENCY * SMALL_AT_ONCE  # small files that are on their way when something fails
 
 
 def settings_of(home: Path, **changes: object) -> Settings:
-    return Settings(home=home, progress=Progress.OFF, **{"concurrency": 2, **changes})  # type: ignore[arg-type]
+    return Settings(home=home, progress=Progress.OFF, **{"concurrency": CONCURRENCY, **changes})  # type: ignore[arg-type]
 
 
 # --- the sums --------------------------------------------------------------------------------------------------
@@ -277,7 +280,27 @@ def test_no_inodes_in_the_middle(tmp_path: Path) -> None:
         run("mount", "-o", "remount,nr_inodes=5000", point)
         before = remote.reads
         pull(store, remote, registry="r", uuid=UUID, settings=settings_of(store.home))
-        assert remote.reads - before <= 300 - here + 10
+        assert remote.reads - before <= 300 - here + FETCHING
+        assert check(store, deep=True).damage == ()
+
+
+@pytest.mark.root
+def test_facts_that_find_no_room_are_not_lost(tmp_path: Path) -> None:
+    """The disk is full for them alone: what the blobs are is known all the same, once there is room again."""
+    remote = CountingRemote(MemoryRemote({f"{n}": b"x%d" % n * 100 for n in range(300)}))
+    store = Store(tmp_path / "home")
+    with tmpfs(store.layout.facts.parent, "nr_inodes=1,size=4k") as point:
+        with pytest.raises(NoSpaceError, match="the disk is full"):
+            pull(store, remote, registry="r", uuid=UUID, settings=settings_of(store.home))
+        assert remote.reads == 0
+        run("mount", "-o", "remount,nr_inodes=100", point)
+        with pytest.raises(NoSpaceError, match="the disk is full"):
+            pull(store, remote, registry="r", uuid=UUID, settings=settings_of(store.home))
+        before, here = remote.reads, len(list(store.home.glob("blobs/??/*")))
+        assert here > 100
+        run("mount", "-o", "remount,size=10m", point)
+        pull(store, remote, registry="r", uuid=UUID, settings=settings_of(store.home))
+        assert remote.reads - before <= 300 - here + FETCHING
         assert check(store, deep=True).damage == ()
 
 

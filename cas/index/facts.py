@@ -111,7 +111,12 @@ class Facts:
 
     @contextlib.contextmanager
     def grouped(self) -> Iterator[None]:
-        """Within, facts about blobs and origins (of all threads) are appended many at a time."""
+        """Within, facts about blobs and origins (of all threads) are appended many at a time.
+
+        Raises:
+            OSError: the file that they will be appended to cannot be made: better now than when there is much to say.
+        """
+        lines.make(self._layout.facts)
         group = self._here()
         with group.lock:
             group.depth += 1
@@ -133,6 +138,11 @@ class Facts:
             with group.lock:
                 group.waiting[:0] = waiting
             raise
+
+    def settle(self) -> None:
+        """Append what earlier work of this process could not, if its disk has room again; before facts are asked for."""
+        with contextlib.suppress(OSError):
+            self.flush()
 
     def _here(self) -> _Group:
         if self._group.pid != os.getpid():

@@ -168,6 +168,11 @@ def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool =
         pass
 
 
+def make(path: Path) -> None:
+    """Make the file, if it is not there: on a disk with no inode left, what is appended later would be lost."""
+    os.close(disk.open_append(path))
+
+
 def _append(path: Path, data: bytes, *, durable: bool) -> bool:
     """Append to the file of a name; return whether it still has that name."""
     fd = disk.open_append(path)

@@ -222,6 +222,7 @@ class _Pull:
 
     def _plan(self, listing: Listing) -> PullPlan:
         store = self._session.store
+        store.facts.settle()
         facts = self._facts = store.facts.origins(file.identity for file in listing.files)
 
         def known(identity: RemoteIdentity) -> Digest | None:
