@@ -140,7 +140,7 @@ class Facts:
             raise
 
     def settle(self) -> None:
-        """Append what earlier work of this process could not, if its disk has room again; before facts are asked for."""
+        """Append what earlier work of this process could not, if there is room again; before facts are asked for."""
         with contextlib.suppress(OSError):
             self.flush()
 

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cas.errors import ContentError
 from cas.index.digest import Digest
@@ -29,8 +29,15 @@ _PLAIN = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class _Fields(NamedTuple):  # made in C: a manifest has thousands
+    path: RelativePath
+    size: int
+    digest: Digest | None
+    identity: RemoteIdentity | None
+    executable: bool
+
+
+class FileEntry(_Fields):
     """One file of a checkpoint: its digest, or, of a file not fetched yet, its remote identity.
 
     In memory it may have both; a manifest holds the digest then, and no identity.
@@ -39,17 +46,21 @@ class FileEntry:
         ContentError: it has neither, or its size is not that of its identity.
     """
 
-    path: RelativePath
-    size: int
-    digest: Digest | None = None
-    identity: RemoteIdentity | None = None
-    executable: bool = False
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.digest is None and self.identity is None:
-            raise ContentError(f"file {self.path!r:.200} has neither a digest nor a remote identity")
-        if self.identity is not None and self.identity.size != self.size:
-            raise ContentError(f"file {self.path!r:.200}: {self.size} bytes, but {self.identity.size} at its origin")
+    def __new__(  # noqa: D102 - the class's docstring says it
+        cls,
+        path: RelativePath,
+        size: int,
+        digest: Digest | None = None,
+        identity: RemoteIdentity | None = None,
+        executable: bool = False,
+    ) -> Self:
+        if digest is None and identity is None:
+            raise ContentError(f"file {path!r:.200} has neither a digest nor a remote identity")
+        if identity is not None and identity.size != size:
+            raise ContentError(f"file {path!r:.200}: {size} bytes, but {identity.size} at its origin")
+        return super().__new__(cls, path, size, digest, identity, executable)
 
     def to_json(self) -> dict[str, Any]:
         """Return this entry as it stands in a manifest."""
@@ -156,10 +167,13 @@ class Manifest:
         folders = parents_of(paths)
         if not all(map(operator.lt, paths, paths[1:])) or not folders.isdisjoint(paths):
             return None
+        proven, digest = RelativePath.proven, Digest.proven
         manifest = cls(
             tuple(
-                FileEntry(RelativePath.proven(path), int(size), Digest(hex), executable=bool(executable))
-                for hex, executable, path, size in rows
+                [
+                    FileEntry(proven(path), int(size), digest(hex), None, executable != "")
+                    for hex, executable, path, size in rows
+                ]
             )
         )
         manifest.__dict__["encoded"] = data

@@ -14,7 +14,6 @@ it stays, until that process ends or leaves it (`store.leases.leave`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -214,24 +213,29 @@ class _Stamp:
 
         `hashing`: the copies, which are small and were never synced, are read too.
         """
-        root, blobs, trust = os.fspath(tree), os.fspath(store.home / "blobs"), store.owners.trust
+        blobs, trust = os.fspath(store.home / "blobs"), store.owners.trust
+        root = None
         try:
+            root = os.open(tree, os.O_RDONLY | os.O_CLOEXEC)  # ten thousand names below it need not be walked to
             for folder, mtime in self.folders.items():
-                if os.lstat(f"{root}/{folder}").st_mtime_ns != mtime:
+                if os.stat(folder, dir_fd=root, follow_symlinks=False).st_mtime_ns != mtime:
                     return False
             for path, kind, size, mtime, inode, hex, *changed in self.files:
-                found = os.stat(f"{root}/{path}")
-                if (found.st_size, found.st_mtime_ns, found.st_ino) != (size, mtime, inode):
+                found = os.stat(path, dir_fd=root)
+                if found.st_ino != inode or found.st_mtime_ns != mtime or found.st_size != size:
                     return False
                 if changed != ([] if trust(found) else [found.st_ctime_ns]):
                     return False
                 if kind == "copy":
-                    if hashing and Digest.of_file(f"{root}/{path}").hex != hex:
+                    if hashing and Digest.of_file(f"{tree}/{path}").hex != hex:
                         return False
                 elif kind != "layer" and os.stat(f"{blobs}/{hex[:2]}/{hex[2:]}").st_ino != inode:
                     return False  # the blob was damaged and repaired: this is the bad one's inode
         except (OSError, ValueError, TypeError):  # it is gone, or the stamp makes no sense
             return False
+        finally:
+            if root is not None:
+                os.close(root)
         return True
 
     def report(self, tree: Path, *, reused: bool) -> ViewReport:
@@ -307,11 +311,13 @@ class _Linker:
 
     def _read_small(self, digest: Digest, size: int) -> bytes:
         """Return the bytes of a small blob; only one that is not where it should be, or is wrong, is looked for."""
-        with contextlib.suppress(OSError):
-            hex = digest.hex
-            data = disk.read_file(f"{self._names}/{hex[:2]}/{hex[2:]}", SMALL)
+        hex = digest.hex
+        try:
+            data = disk.read_start(f"{self._names}/{hex[:2]}/{hex[2:]}", SMALL + 1)
             if digest.fits(data):
                 return data
+        except OSError:
+            log.debug("blob %s is not where it should be", digest)
         path = self._store.blobs.locate(digest, size)
         if path is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), digest.hex)

@@ -27,6 +27,7 @@ from cas.index.disk.looking import (
     names,
     open_file,
     read_file,
+    read_start,
     translate,
 )
 from cas.index.disk.naming import (
@@ -78,6 +79,7 @@ __all__ = [
     "open_append",
     "open_file",
     "read_file",
+    "read_start",
     "reflink",
     "refuse_links",
     "remove_folder",

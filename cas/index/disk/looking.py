@@ -65,6 +65,19 @@ def read_file(path: Path | str, at_most: int) -> bytes:
         os.close(fd)
 
 
+def read_start(path: Path | str, count: int) -> bytes:
+    """Return so many bytes of what lies under a name, or fewer: for who knows by their digest what they should be.
+
+    Raises:
+        OSError: there is nothing, a link or a folder, or it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | _PLAINLY)
+    try:
+        return os.read(fd, count)
+    finally:
+        os.close(fd)
+
+
 def is_ours(found: os.stat_result) -> bool:
     """Whether a file is this process's user's."""
     return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()

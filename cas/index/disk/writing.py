@@ -11,14 +11,17 @@ from cas.index.disk.group import Way, is_shared, make_shared, show_to_group
 from cas.index.disk.looking import NO_FOLLOW, is_ours
 from cas.index.disk.steps import is_step
 
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _NOT_OURS = "is another user's, or no plain file; move it away"
 
 
 @is_step
 def create(path: Path | str, mode: int = 0o600) -> int:
     """Create a new file, which must not exist, for reading and writing; return its descriptor."""
+    if not is_shared(path):
+        return os.open(path, _NEW, mode)
     with Way(path) as (name, folder):
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
+        fd = os.open(name, _NEW, mode, dir_fd=folder)
     show_to_group(fd, path, mode)
     return fd
 
@@ -59,9 +62,9 @@ def _open_append(path: Path, mode: int) -> int:
 @is_step
 def write(fd: int, data: bytes | memoryview) -> None:
     """Write all of the data at the descriptor's position."""
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]
+    view = data if isinstance(data, bytes) else memoryview(data).cast("B")
+    while (count := os.write(fd, view)) < len(view):
+        view = memoryview(view)[count:]
 
 
 @is_step
