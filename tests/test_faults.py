@@ -15,7 +15,10 @@ import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
+import azurite
+import gcs_emulator
 import pytest
 import schedules
 from proxy import Fault, counting, error, relaying
@@ -25,8 +28,10 @@ from schedules import Schedule, World, each_seed, run, settings_for
 from web_server import serving
 
 from cas.errors import ChangedError, TransientRemoteError
-from cas.transfer import plan, retry, web
-from cas.transfer.remote import Checksum, RangesIgnoredError
+from cas.transfer import azure, plan, retry, web
+from cas.transfer.azure import EMULATED, AzureAccount, AzureRemote
+from cas.transfer.gcs import GcsPlace, GcsRemote
+from cas.transfer.remote import Checksum, RangesIgnoredError, Remote
 from cas.transfer.s3 import S3Place, S3Remote
 from cas.transfer.sigv4 import Credentials
 from cas.transfer.web import WebRemote
@@ -147,62 +152,142 @@ def test_schedules_in_memory(folder, request):
     tell(request, each_seed(FIRST, 2 * SCHEDULES, lambda seed: in_memory(folder, seed)))
 
 
-# --- over HTTP -------------------------------------------------------------------------------------------------------
+# --- with a server ---------------------------------------------------------------------------------------------------
 
 
-class OverHttp:
-    """A server, the proxy before it, and another host."""
+class Over:
+    """A server, the proxy before it, and another host with other objects under the same names."""
 
-    def __init__(self, folder: Path, site, proxy, other) -> None:
-        self.folder, self.site, self.proxy, self.other = folder, site, proxy, other
+    # What nothing of the origin vouches for and no condition guards: a check that were missing would show.
+    OPEN: ClassVar[dict[str, object]] = {"lying": False, "large": True, "strict": False, "declares": False}
+
+    def __init__(self, folder: Path, proxy, other) -> None:
+        self.folder, self.proxy, self.other = folder, proxy, other
         self.used: Counter[str] = Counter()
 
     def schedule(self, seed: int, *, kinds: tuple[str, ...] = (), **given: object) -> str:
         """Run a schedule against a server that is as the seed says, but for what is given."""
-        rng, site, place = random.Random(seed), self.site, f"place{seed}/"
+        rng, place = random.Random(seed), f"place{seed}/"
         likes = {
-            "etag": rng.choice(["strong", "strong", "strong", "weak", "none"]),
-            "modified": rng.random() < 0.6,
-            "digest": rng.random() < 0.6,
-            "ranges": rng.random() < 0.85,
-            "conditions": rng.choice(["obeyed", "obeyed", "ignored", "refused"]),
             "lying": rng.random() < 0.5,
+            "declares": rng.random() < 0.6,
             "large": rng.random() < 0.7,
             "strict": rng.random() < 0.4,
+            **self.likes(rng),
         }
         if rng.random() < schedules.OPEN:
-            likes |= {"etag": rng.choice(["strong", "none"]), "modified": True, "digest": False, "ranges": True}
-            likes |= {"conditions": "ignored", "lying": False, "large": True, "strict": False}
+            likes |= self.OPEN
             kinds = kinds or schedules.mixing(rng)
         likes |= given
-        for name in ("etag", "digest", "ranges", "conditions"):
-            setattr(site, name, likes[name])
-        site.modified = likes["modified"] or site.etag != "none"
-
-        def write(name, data, is_other):
-            site.write(place + name, data, age=0 if is_other else 3600)
-            if is_other and site.etag != "strong":
-                world.untold.add(name)  # its time is too young to tell versions apart
-
-        world = World(rng, write, lying=likes["lying"], declares=site.digest, validates=site.modified)
+        self.begin(likes)
+        world = World(
+            rng,
+            lambda name, data, is_other: self.write(world, place, name, data, likes, is_other=is_other),
+            lying=likes["lying"],
+            declares=likes["declares"],
+            validates=self.validates(),
+        )
         world.fill(large=likes["large"])
+        at = self.at(place)
         for name, data in world.elsewhere.items():
-            self.other.write(place + name, data, age=7200)
-        faults = Schedule(seed, world, f"/{place}", self.other.url + place, kinds=kinds)
+            self.other.write(f"{at[1:]}{name}", data, age=7200)
+        faults = Schedule(seed, world, at, f"{self.other.url}{at[1:]}", always=self.always(at, likes), kinds=kinds)
         with home_in(self.folder, seed) as home:
             settings = settings_for(home, rng, strict=likes["strict"])
             self.proxy.faults = faults
-            ended = run(self.remote(place, schedules.TIMEOUT), settings, world)
+            ended = run(self.remote(place, schedules.TIMEOUT, likes), settings, world)
             faults.end()
-            run(self.remote(place, PATIENT), settings, world, calm=True)
+            run(self.remote(place, PATIENT, likes), settings, world, calm=True)
         self.used += faults.used
         self.proxy.exchanges.clear()
-        for root in (site.folder, self.other.folder):
-            shutil.rmtree(root / place)
+        shutil.rmtree(self.other.folder / at[1:])
+        self.end(place)
         return ended
 
-    def remote(self, place: str, timeout: float) -> WebRemote:
+    def likes(self, rng: random.Random) -> dict[str, object]:
+        """What the server is like, besides what each may be."""
+        return {"is_deaf": rng.random() < 0.4}  # it ignores conditions, always
+
+    def begin(self, likes: dict[str, object]) -> None:
+        """Let the server be like that."""
+
+    def validates(self) -> bool:
+        """Whether the server tells versions apart."""
+        return True
+
+    def write(self, world, place: str, name: str, data: bytes, likes: dict[str, object], *, is_other: bool) -> None:
+        """Write an object, or another version of it."""
+        raise NotImplementedError
+
+    def at(self, place: str) -> str:
+        """How the paths of requests for objects begin."""
+        raise NotImplementedError
+
+    def always(self, at: str, likes: dict[str, object]):
+        """Return what the server does with every request."""
+        drop = schedules.CONDITIONS if likes["is_deaf"] else ()
+        return lambda one: Fault(drop=drop) if one.path.startswith(at) else None
+
+    def remote(self, place: str, timeout: float, likes: dict[str, object]) -> Remote:
+        """The place, behind the proxy."""
+        raise NotImplementedError
+
+    def end(self, place: str) -> None:
+        """Remove what was written, where it would be much in the end."""
+
+
+def require_noticed(over: Over, *kinds: str, **traits: object) -> None:
+    """With a check missing, schedules that are open to it fail, and say of which versions the bytes are."""
+    with pytest.raises(ExceptionGroup, match="schedules failed") as caught:
+        each_seed(0, 40, lambda seed: over.schedule(seed, kinds=kinds, **{**over.OPEN, **traits}), failures=1)
+    assert "blocks of versions" in str(caught.value.exceptions[0])
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+class OverHttp(Over):
+    """A plain web server."""
+
+    OPEN: ClassVar = {**Over.OPEN, "etag": "strong", "modified": True, "ranges": True, "conditions": "ignored"}
+
+    def __init__(self, folder: Path, site, proxy, other) -> None:
+        super().__init__(folder, proxy, other)
+        self.site = site
+
+    def likes(self, rng: random.Random) -> dict[str, object]:
+        return {
+            "etag": rng.choice(["strong", "strong", "strong", "weak", "none"]),
+            "modified": rng.random() < 0.6,
+            "ranges": rng.random() < 0.85,
+            "conditions": rng.choice(["obeyed", "obeyed", "ignored", "refused"]),
+        }
+
+    def begin(self, likes: dict[str, object]) -> None:
+        site = self.site
+        site.etag, site.ranges, site.conditions = likes["etag"], likes["ranges"], likes["conditions"]
+        site.digest = likes["declares"]
+        site.modified = likes["modified"] or site.etag != "none"
+
+    def validates(self) -> bool:
+        return self.site.modified
+
+    def write(self, world, place: str, name: str, data: bytes, likes: dict[str, object], *, is_other: bool) -> None:
+        self.site.write(place + name, data, age=0 if is_other else 3600)
+        if is_other and self.site.etag != "strong":
+            world.untold.add(name)  # its time is too young to tell versions apart
+
+    def at(self, place: str) -> str:
+        return f"/{place}"
+
+    def always(self, at: str, likes: dict[str, object]):
+        return lambda one: None
+
+    def remote(self, place: str, timeout: float, likes: dict[str, object]) -> WebRemote:
         return WebRemote(f"http://127.0.0.1:{self.proxy.port}/{place}", timeout=timeout)
+
+    def end(self, place: str) -> None:
+        shutil.rmtree(self.site.folder / place)
 
 
 @pytest.fixture
@@ -226,25 +311,15 @@ def trusting(reply, file, start, end, require_same):
 @pytest.mark.parametrize(
     ("check", "instead", "traits", "kinds"),
     [
-        ("exact", trusting, {"ranges": True}, ("other range",)),
-        ("_require_same", lambda *_: None, {"conditions": "ignored"}, ("replaced", "cut")),
+        ("exact", trusting, {"conditions": "obeyed"}, ("other range",)),
+        ("_require_same", lambda *_: None, {}, ("replaced", "cut")),
     ],
 )
 def test_schedules_over_plain_http_notice_a_check_that_is_missing(
     over_http, monkeypatch, check, instead, traits, kinds
 ):
     monkeypatch.setattr(web, check, instead)
-    open_to_it = {
-        "lying": False,
-        "digest": False,
-        "etag": "strong",
-        "large": True,
-        "strict": False,
-        **traits,
-    }
-    with pytest.raises(ExceptionGroup, match="schedules failed") as caught:
-        each_seed(0, 40, lambda seed: over_http.schedule(seed, kinds=kinds, **open_to_it), failures=1)
-    assert "blocks of versions" in str(caught.value.exceptions[0])
+    require_noticed(over_http, *kinds, **traits)
 
 
 # --- over S3 ---------------------------------------------------------------------------------------------------------
@@ -252,57 +327,35 @@ def test_schedules_over_plain_http_notice_a_check_that_is_missing(
 DECLARED = tuple(f"x-amz-checksum-{name}" for name in ("crc32", "crc32c", "crc64nvme", "sha1", "sha256", "type"))
 
 
-class OverS3:
-    """A bucket of a real server, the proxy before it, and another host."""
+class OverS3(Over):
+    """A bucket of a real server."""
+
+    OPEN: ClassVar = {**Over.OPEN, "in_parts": True, "is_deaf": True}
 
     def __init__(self, folder: Path, server, bucket: str, proxy, other) -> None:
-        self.folder, self.server, self.bucket, self.proxy, self.other = folder, server, bucket, proxy, other
-        self.client = server.client()
-        self.used: Counter[str] = Counter()
+        super().__init__(folder, proxy, other)
+        self.server, self.bucket, self.client = server, bucket, server.client()
 
-    def schedule(self, seed: int, *, kinds: tuple[str, ...] = (), **given: object) -> str:
-        """Run a schedule against a server that is as the seed says, but for what is given."""
-        rng, place = random.Random(seed), f"p{seed}/"
-        likes = {
+    def likes(self, rng: random.Random) -> dict[str, object]:
+        return {
+            **super().likes(rng),
             "in_parts": rng.random() < 0.6,
-            "is_deaf": rng.random() < 0.4,  # it ignores If-Match, always
-            "lying": rng.random() < 0.5,
-            "declares": rng.random() < 0.6,
-            "large": rng.random() < 0.7,
-            "strict": rng.random() < 0.4,
             "expiry": rng.choice([0, 0, 0, 2, 6, 12]),  # answers after which the keys run out, if they do
         }
-        if rng.random() < schedules.OPEN:
-            likes |= {"in_parts": True, "is_deaf": True, "lying": False, "declares": False}
-            likes |= {"large": True, "strict": False}
-            kinds = kinds or schedules.mixing(rng)
-        likes |= given
 
-        def write(name, data, is_other):
-            self.put(place + name, data, in_parts=likes["in_parts"])
+    def write(self, world, place: str, name: str, data: bytes, likes: dict[str, object], *, is_other: bool) -> None:
+        """Write an object; in parts, its ETag is no MD5 of its bytes."""
+        where = {"Bucket": self.bucket, "Key": place + name}
+        if not likes["in_parts"] or not data:
+            self.client.put_object(**where, Body=data)
+            return
+        upload = {**where, "UploadId": self.client.create_multipart_upload(**where)["UploadId"]}
+        part = self.client.upload_part(**upload, PartNumber=1, Body=data)
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        self.client.complete_multipart_upload(**upload, MultipartUpload=parts)
 
-        world = World(rng, write, lying=likes["lying"], declares=likes["declares"], validates=True)
-        world.fill(large=likes["large"])
-        for name, data in world.elsewhere.items():
-            self.other.write(f"{self.bucket}/{place}{name}", data)
-        at = f"/{self.bucket}/{place}"
-        faults = Schedule(
-            seed,
-            world,
-            at,
-            f"{self.other.url}{at[1:]}",
-            always=self.always(at, likes),
-            kinds=kinds,
-        )
-        with home_in(self.folder, seed) as home:
-            settings = settings_for(home, rng, strict=likes["strict"])
-            self.proxy.faults = faults
-            ended = run(self.remote(place, schedules.TIMEOUT, likes), settings, world)
-            faults.end()
-            run(self.remote(place, PATIENT, likes), settings, world, calm=True)
-        self.used += faults.used
-        self.proxy.exchanges.clear()
-        return ended
+    def at(self, place: str) -> str:
+        return f"/{self.bucket}/{place}"
 
     def always(self, at: str, likes: dict[str, object]):
         """Return what the server does with every request: what it is deaf to, and keys that run out."""
@@ -328,17 +381,6 @@ class OverS3:
             S3Place(bucket=self.bucket, prefix=place.rstrip("/"), endpoint=endpoint, region="us-east-1", keys=keys),
             timeout=timeout,
         )
-
-    def put(self, key: str, data: bytes, *, in_parts: bool) -> None:
-        """Write an object; in parts, its ETag is no MD5 of its bytes."""
-        where = {"Bucket": self.bucket, "Key": key}
-        if not in_parts or not data:
-            self.client.put_object(**where, Body=data)
-            return
-        upload = {**where, "UploadId": self.client.create_multipart_upload(**where)["UploadId"]}
-        part = self.client.upload_part(**upload, PartNumber=1, Body=data)
-        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
-        self.client.complete_multipart_upload(**upload, MultipartUpload=parts)
 
 
 @pytest.fixture
@@ -375,7 +417,92 @@ def test_schedules_over_s3(over_s3, request):
 @pytest.mark.s3
 def test_schedules_over_s3_notice_a_check_that_is_missing(over_s3, monkeypatch):
     monkeypatch.setattr(S3Remote, "_require_listed", lambda *_: None)
-    open_to_it = {"lying": False, "declares": False, "is_deaf": True, "in_parts": True, "large": True, "strict": False}
-    with pytest.raises(ExceptionGroup, match="schedules failed") as caught:
-        each_seed(0, 40, lambda seed: over_s3.schedule(seed, kinds=("replaced", "cut"), **open_to_it), failures=1)
-    assert "blocks of versions" in str(caught.value.exceptions[0])
+    require_noticed(over_s3, "replaced", "cut", expiry=0)
+
+
+# --- over Azure and GCS ----------------------------------------------------------------------------------------------
+
+
+class OverAzure(Over):
+    """A container of a real server, which everybody may read: a signature is of the headers that faults change."""
+
+    OPEN: ClassVar = {**Over.OPEN, "is_deaf": True}
+
+    def __init__(self, folder: Path, server: azurite.Azurite, container: str, proxy, other) -> None:
+        super().__init__(folder, proxy, other)
+        self.server, self.container = server, container
+
+    def write(self, world, place: str, name: str, data: bytes, likes: dict[str, object], *, is_other: bool) -> None:
+        put = self.server.put if likes["declares"] else self.server.put_in_blocks
+        put(self.container, place + name, data)
+
+    def at(self, place: str) -> str:
+        return f"/{EMULATED}/{self.container}/{place}"
+
+    def remote(self, place: str, timeout: float, likes: dict[str, object]) -> AzureRemote:
+        account = AzureAccount(url=f"http://127.0.0.1:{self.proxy.port}/{EMULATED}", anonymous=True)
+        return AzureRemote(account, self.container, place.rstrip("/"), timeout=timeout)
+
+
+@pytest.fixture
+def over_azure(folder):
+    if azurite.command() is None:
+        pytest.skip("no azurite: `npm install --prefix .venv-azurite azurite` brings it")
+    (folder / "other").mkdir()
+    with azurite.running() as server, serving(folder / "other") as other, relaying(server.port) as proxy:
+        server.make("schedules", public=True)
+        yield OverAzure(folder, server, "schedules", proxy, other)
+
+
+def test_schedules_over_azure(over_azure, request):
+    tell(request, each_seed(FIRST, max(SCHEDULES // 2, 1), over_azure.schedule), over_azure.used)
+
+
+def test_schedules_over_azure_notice_a_check_that_is_missing(over_azure, monkeypatch):
+    monkeypatch.setattr(azure, "_require_same", lambda *_: None)
+    require_noticed(over_azure, "replaced", "cut")
+
+
+class Undeclared(GcsRemote):
+    """A place that declares no checksums."""
+
+    def checksums(self, file, *, thorough=False):
+        return ()
+
+    likely_checksums = checksums
+
+
+class OverGcs(Over):
+    """A bucket of the emulator, which sends the newest version whatever was asked for."""
+
+    def __init__(self, folder: Path, port: int, bucket: str, proxy, other) -> None:
+        super().__init__(folder, proxy, other)
+        self.url, self.bucket = f"http://127.0.0.1:{port}", bucket
+
+    def write(self, world, place: str, name: str, data: bytes, likes: dict[str, object], *, is_other: bool) -> None:
+        gcs_emulator.upload(self.url, self.bucket, place + name, data)
+
+    def at(self, place: str) -> str:
+        return f"/storage/v1/b/{self.bucket}/o/{place}"
+
+    def remote(self, place: str, timeout: float, likes: dict[str, object]) -> GcsRemote:
+        endpoint = f"http://127.0.0.1:{self.proxy.port}"
+        found = GcsPlace(bucket=self.bucket, prefix=place.rstrip("/"), endpoint=endpoint, anonymous=True)
+        return (GcsRemote if likes["declares"] else Undeclared)(found, timeout=timeout)
+
+
+@pytest.fixture
+def over_gcs(folder):
+    (folder / "other").mkdir()
+    with gcs_emulator.running() as port, serving(folder / "other") as other, relaying(port) as proxy:
+        gcs_emulator.make(f"http://127.0.0.1:{port}", "schedules")
+        yield OverGcs(folder, port, "schedules", proxy, other)
+
+
+def test_schedules_over_gcs(over_gcs, request):
+    tell(request, each_seed(FIRST, max(SCHEDULES // 2, 1), over_gcs.schedule), over_gcs.used)
+
+
+def test_schedules_over_gcs_notice_a_check_that_is_missing(over_gcs, monkeypatch):
+    monkeypatch.setattr(GcsRemote, "_ask_same", lambda *_: None)
+    require_noticed(over_gcs, "replaced", "cut")

@@ -6,13 +6,12 @@ import base64
 import hashlib
 import json
 import os
-import socket
 import threading
-import urllib.request
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+import gcs_emulator
 import pytest
 from remote_suite import FILES, FOLDERS, RemoteSuite, require_cheap_sibling, siblings
 from stores import OTHER_UUID, UUID, lies
@@ -58,43 +57,20 @@ def pull(store, remote, settings):
 
 @pytest.fixture(scope="session")
 def emulator():
-    from gcp_storage_emulator.server import create_server
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = create_server("127.0.0.1", port, in_memory=True)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    with gcs_emulator.running() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
 def bucket(emulator):
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    send(f"{emulator}/storage/v1/b", json.dumps({"name": name}).encode(), "application/json")
+    gcs_emulator.make(emulator, name)
     return name
-
-
-def send(url: str, body: bytes, kind: str = "application/octet-stream") -> None:
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": kind}, method="POST")
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.status == 200
 
 
 @pytest.fixture
 def upload(emulator, bucket):
-    def one(name: str, data: bytes) -> None:
-        if data:
-            send(f"{emulator}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}", data)
-            return
-        parts = [b"Content-Type: application/json\r\n\r\n" + json.dumps({"name": name}).encode()]
-        parts.append(b"Content-Type: application/octet-stream\r\n\r\n")
-        body = b"".join(b"--cut\r\n" + part + b"\r\n" for part in parts) + b"--cut--"
-        kind = "multipart/related; boundary=cut"
-        send(f"{emulator}/upload/storage/v1/b/{bucket}/o?uploadType=multipart", body, kind)
-
-    return one
+    return lambda name, data: gcs_emulator.upload(emulator, bucket, name, data)
 
 
 class TestGcsRemote(RemoteSuite):
