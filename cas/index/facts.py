@@ -111,12 +111,7 @@ class Facts:
 
     @contextlib.contextmanager
     def grouped(self) -> Iterator[None]:
-        """Within, facts about blobs and origins (of all threads) are appended many at a time.
-
-        Raises:
-            OSError: the file that they will be appended to cannot be made: better now than when there is much to say.
-        """
-        lines.make(self._layout.facts)
+        """Within, facts about blobs and origins (of all threads) are appended many at a time."""
         group = self._here()
         with group.lock:
             group.depth += 1
@@ -138,6 +133,14 @@ class Facts:
             with group.lock:
                 group.waiting[:0] = waiting
             raise
+
+    def make_file(self) -> None:
+        """Make the file that facts are appended to, before there is much to say: a full disk has no inode for it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        lines.make(self._layout.facts)
 
     def settle(self) -> None:
         """Append what earlier work of this process could not, if there is room again; before facts are asked for."""

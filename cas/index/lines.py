@@ -169,7 +169,7 @@ def append(path: Path, payloads: Iterable[Mapping[str, Any]], *, durable: bool =
 
 
 def make(path: Path) -> None:
-    """Make the file, if it is not there: on a disk with no inode left, what is appended later would be lost."""
+    """Make the file, with no line in it, if it is not there."""
     os.close(disk.open_append(path))
 
 

@@ -258,6 +258,8 @@ class _Pull:
         session = self._session
         for file, digest in plan.here:
             session.take(file, digest, self._facts[file.identity].proof)
+        if plan.units:
+            session.store.facts.make_file()
         count, stop = session.settings.concurrency, session.stop
         units = Workers(UNITS_AT_ONCE, stop, "cas-unit")
         ranges = Workers(count, stop, "cas-fetch")
