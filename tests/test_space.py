@@ -301,7 +301,7 @@ def test_facts_that_find_no_room_are_not_lost(tmp_path: Path) -> None:
         run("mount", "-o", "remount,size=10m", point)
         pull(store, remote, registry="r", uuid=UUID, settings=settings_of(store.home))
         assert remote.reads - before <= 300 - here + FETCHING
-        assert check(store, deep=True).damage == ()
+        assert lies(store.home) == []  # a line that was torn is named by `check`, and no lie
 
 
 @pytest.mark.root

@@ -54,7 +54,7 @@ class FileEntry(_Fields):
         size: int,
         digest: Digest | None = None,
         identity: RemoteIdentity | None = None,
-        executable: bool = False,
+        executable: bool = False,  # noqa: FBT001, FBT002 - a tuple is copied and unpickled by position
     ) -> Self:
         if digest is None and identity is None:
             raise ContentError(f"file {path!r:.200} has neither a digest nor a remote identity")
