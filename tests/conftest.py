@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ def s3_server() -> Iterator[S3Server]:
     shared = Path("/dev/shm")
     with running(shared if shared.is_dir() else None) as server:
         yield server
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where syncing costs nothing: what a power cut leaves is shown elsewhere."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -43,11 +43,12 @@ def each_kill(
 ) -> Iterator[tuple[Kill, Path]]:
     """Yield each place where `operation` was killed, and the home that it left; `setup` prepares every home.
 
-    With more than `at_most` steps, only every second (third, …) one is killed.
+    With more than `at_most` steps, only every second (third, …) one is killed; with `CAS_KILLS=all`, every one.
     """
     steps = count_steps(folder / "counted", setup, operation)
     assert steps, "the operation changes nothing"
-    stride = -(-len(steps) // (at_most or len(steps)))
+    wanted = len(steps) if at_most is None or os.environ.get("CAS_KILLS") == "all" else at_most
+    stride = -(-len(steps) // wanted)
     last = len(steps) - 1
     for number, moment in [*((number, "before") for number in range(0, len(steps), stride)), (last, "after")]:
         home = folder / "killed"

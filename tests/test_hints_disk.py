@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,13 +78,6 @@ def test_what_siblings_have_in_common_takes_room_once(tmp_path: Path, kind: str)
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small files be fetched as large ones are, so that hundreds of kills take seconds."""
     monkeypatch.setattr(plan, "SMALL", 100_000)
@@ -120,7 +111,7 @@ def remote_of(data: bytes) -> MemoryRemote:
     return remote
 
 
-def test_a_hinted_pull_killed_anywhere(folder: Path, small: None) -> None:
+def test_a_hinted_pull_killed_anywhere(memory: Path, small: None) -> None:
     def setup(home: Path) -> None:
         store = Store(home)
         pull(store, remote_of(FIRST), UUID)
@@ -135,10 +126,10 @@ def test_a_hinted_pull_killed_anywhere(folder: Path, small: None) -> None:
         assert manifest is not None
         assert [store.blobs.read(one.digest) for one in manifest.files if one.digest] == [SECOND]
 
-    assert killed(folder, setup, act, afterwards) > 10
+    assert killed(memory, setup, act, afterwards) > 10
 
 
-def test_a_lie_that_is_found_out_killed_anywhere(folder: Path, small: None) -> None:
+def test_a_lie_that_is_found_out_killed_anywhere(memory: Path, small: None) -> None:
     """The donor's bytes are wrong for this file: at no kill does the next pull take them over."""
     import zlib
 
@@ -162,10 +153,10 @@ def test_a_lie_that_is_found_out_killed_anywhere(folder: Path, small: None) -> N
         assert manifest is not None
         assert [store.blobs.read(one.digest) for one in manifest.files if one.digest] == [liar]
 
-    assert killed(folder, setup, act, afterwards) > 10
+    assert killed(memory, setup, act, afterwards) > 10
 
 
-def test_a_publication_killed_anywhere(folder: Path) -> None:
+def test_a_publication_killed_anywhere(memory: Path) -> None:
     def remote(home: Path) -> FolderRemote:
         return FolderRemote(home.parent / "share" / UUID)
 
@@ -181,7 +172,7 @@ def test_a_publication_killed_anywhere(folder: Path) -> None:
         publishing.publish_place(Store(home), Place("local", UUID, remote(home)), settings=settings)
 
     count = 0
-    for kill, home in each_kill(folder, setup, act, at_most=28):
+    for kill, home in each_kill(memory, setup, act, at_most=28):
         published = read_sidecar(remote(home))
         path = home.parent / "share" / ".cas" / f"{UUID}.sidecar"
         assert path.exists() == (published is not None), kill  # whole, or not there at all

@@ -3,8 +3,7 @@
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,34 +81,26 @@ def every_kill(
     return count
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory, where syncing costs nothing: what a power cut leaves is shown elsewhere."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
 # --- the core ------------------------------------------------------------------------------------------------
 
 
-def test_killed_put(folder: Path) -> None:
+def test_killed_put(memory: Path) -> None:
     def act(home: Path) -> None:
         Store(home).put(b"hello", durable=True)
 
     def afterwards(home: Path) -> None:
         assert Store(home).blobs.read(Digest.of(b"hello")) == b"hello"
 
-    assert every_kill(folder, nothing, act, afterwards) > 20
+    assert every_kill(memory, nothing, act, afterwards) > 20
 
 
-def test_killed_put_over_a_damaged_blob(folder: Path) -> None:
+def test_killed_put_over_a_damaged_blob(memory: Path) -> None:
     def setup(home: Path) -> None:
         store = Store(home)
         damage(store.layout.blob(store.put(b"hello")), b"hellO")
 
     count = 0
-    for kill, home in each_kill(folder, setup, lambda home: Store(home).put(b"hello")):
+    for kill, home in each_kill(memory, setup, lambda home: Store(home).put(b"hello")):
         store = Store(home)
         found = store.blobs.locate(Digest.of(b"hello"))  # never the damaged one
         assert found is None or found.read_bytes() == b"hello", kill
@@ -120,7 +111,7 @@ def test_killed_put_over_a_damaged_blob(folder: Path) -> None:
     assert count > 10
 
 
-def test_killed_tag(folder: Path) -> None:
+def test_killed_tag(memory: Path) -> None:
     def act(home: Path) -> None:
         tagged(Store(home), UUID, NEW, durable=True)
 
@@ -128,7 +119,7 @@ def test_killed_tag(folder: Path) -> None:
         assert holds(home, UUID, NEW)
         assert holds(home, OTHER_UUID, OLD)
 
-    assert every_kill(folder, an_old_checkpoint, act, afterwards) > 50
+    assert every_kill(memory, an_old_checkpoint, act, afterwards) > 50
 
 
 DATA = random.Random(1).randbytes(60_000)
@@ -149,9 +140,9 @@ def ranged(home: Path) -> int:
     return written
 
 
-def test_killed_ranged_ingest_refetches_only_what_was_in_flight(folder: Path) -> None:
+def test_killed_ranged_ingest_refetches_only_what_was_in_flight(memory: Path) -> None:
     saved = 0
-    for kill, home in each_kill(folder, an_old_checkpoint, ranged):
+    for kill, home in each_kill(memory, an_old_checkpoint, ranged):
         is_sound(home)
         journals = list(home.glob("ingest/*/*/*.journal"))
         whole = sum(
@@ -170,8 +161,8 @@ def test_killed_ranged_ingest_refetches_only_what_was_in_flight(folder: Path) ->
     assert saved > len(DATA)
 
 
-def test_a_folder_killed_before_it_was_claimed_is_removed_later(folder: Path) -> None:
-    for kill, home in each_kill(folder, nothing, ranged):
+def test_a_folder_killed_before_it_was_claimed_is_removed_later(memory: Path) -> None:
+    for kill, home in each_kill(memory, nothing, ranged):
         left = list(home.glob("ingest/*/*"))
         if left and not (left[0] / "claim").exists():
             ranged(home)
@@ -181,17 +172,17 @@ def test_a_folder_killed_before_it_was_claimed_is_removed_later(folder: Path) ->
             assert not left[0].exists(), kill
             break
     else:
-        raise AssertionError("no kill left such a folder")
+        raise AssertionError("no kill left such a memory")
 
 
-def test_killed_putting_aside_and_linking_back(folder: Path) -> None:
+def test_killed_putting_aside_and_linking_back(memory: Path) -> None:
     digest = Digest.of(OLD["old"])
 
     def act(home: Path) -> None:
         assert Store(home).blobs.put_aside(digest) is None
 
     count = 0
-    for kill, home in each_kill(folder, an_old_checkpoint, act):
+    for kill, home in each_kill(memory, an_old_checkpoint, act):
         assert holds(home, OTHER_UUID, OLD), kill  # the next reader brings it back
         is_sound(home, set())
         complete(home, act)
@@ -226,8 +217,8 @@ def asked_without_index(home: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [asked, asked_without_index])
-def test_killed_index_rebuild(act: Operation, folder: Path) -> None:
-    assert every_kill(folder, indexed, act, lambda home: None) > 3
+def test_killed_index_rebuild(act: Operation, memory: Path) -> None:
+    assert every_kill(memory, indexed, act, lambda home: None) > 3
 
 
 # --- a whole checkpoint --------------------------------------------------------------------------------------
@@ -244,8 +235,8 @@ def folder_of(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_killed_add(folder: Path) -> None:
-    old, new = folder_of(folder / "old", OLD), folder_of(folder / "new", NEW)
+def test_killed_add(memory: Path) -> None:
+    old, new = folder_of(memory / "old", OLD), folder_of(memory / "new", NEW)
 
     def setup(home: Path) -> None:
         add(old, uuid=OTHER_UUID, experiment=1, trial=1, steps=1, settings=settings(home))
@@ -254,7 +245,7 @@ def test_killed_add(folder: Path) -> None:
         add(new, uuid=UUID, experiment=1, trial=1, steps=2, settings=settings(home))
 
     count = 0
-    for kill, home in each_kill(folder / "homes", setup, act):
+    for kill, home in each_kill(memory / "homes", setup, act):
         is_sound(home)
         assert holds(home, OTHER_UUID, OLD), kill  # what add returned earlier is there
         assert Store(home).records.get("local", "checkpoint", OTHER_UUID) is not None
@@ -269,15 +260,15 @@ def test_killed_add(folder: Path) -> None:
     assert count > 50
 
 
-def test_killed_remove(folder: Path) -> None:
-    old, new = folder_of(folder / "old", OLD), folder_of(folder / "new", NEW)
+def test_killed_remove(memory: Path) -> None:
+    old, new = folder_of(memory / "old", OLD), folder_of(memory / "new", NEW)
 
     def setup(home: Path) -> None:
         add(old, uuid=OTHER_UUID, experiment=1, trial=1, steps=1, settings=settings(home))
         add(new, uuid=UUID, experiment=1, trial=1, steps=2, settings=settings(home))
 
     count = 0
-    for kill, home in each_kill(folder / "homes", setup, lambda home: remove(UUID, settings=settings(home))):
+    for kill, home in each_kill(memory / "homes", setup, lambda home: remove(UUID, settings=settings(home))):
         is_sound(home)
         assert holds(home, OTHER_UUID, OLD), kill
         try:
@@ -296,8 +287,8 @@ def test_killed_remove(folder: Path) -> None:
 PULLED = {"big": random.Random(2).randbytes(300_000), "b/small": b"x", "empty": b"", "shared": b"in both"}
 
 
-def test_killed_pull(folder: Path) -> None:
-    origin = folder_of(folder / "origin", PULLED)
+def test_killed_pull(memory: Path) -> None:
+    origin = folder_of(memory / "origin", PULLED)
 
     def act(home: Path) -> None:
         store = Store(home)
@@ -308,10 +299,10 @@ def test_killed_pull(folder: Path) -> None:
         assert holds(home, UUID, PULLED)
         assert holds(home, OTHER_UUID, OLD)
 
-    assert every_kill(folder / "homes", an_old_checkpoint, act, afterwards) > 30
+    assert every_kill(memory / "homes", an_old_checkpoint, act, afterwards) > 30
 
 
-def test_the_harness_would_see_a_lie(folder: Path) -> None:
+def test_the_harness_would_see_a_lie(memory: Path) -> None:
     """A commit that gave a name before the bytes were written would be caught."""
     from cas.index import disk
 
@@ -322,14 +313,14 @@ def test_the_harness_would_see_a_lie(folder: Path) -> None:
         disk.write(fd, b"hello")
         os.close(fd)
 
-    seen = [str(kill) for kill, home in each_kill(folder, an_old_checkpoint, careless) if lies(home)]
+    seen = [str(kill) for kill, home in each_kill(memory, an_old_checkpoint, careless) if lies(home)]
     assert seen == ["killed before step 2, write"]
     assert manifest_of({}).files == ()
 
 
 @pytest.mark.parametrize(("validators", "kills"), [(True, 20), (False, 8)])
 def test_killed_pull_of_an_object_that_changes_in_between(
-    folder: Path, validators: bool, kills: int, monkeypatch: pytest.MonkeyPatch
+    memory: Path, validators: bool, kills: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from remotes import MemoryRemote
 
@@ -339,7 +330,7 @@ def test_killed_pull_of_an_object_that_changes_in_between(
     new = old[:70_000] + random.Random(6).randbytes(len(old) - 70_000)
     remote = MemoryRemote({"model": old})
     remote.has_validators = validators
-    resumed = folder / "resumed"
+    resumed = memory / "resumed"
 
     def act(home: Path) -> None:
         quiet = Settings(home=home, progress=Progress.OFF, concurrency=1)
@@ -355,10 +346,10 @@ def test_killed_pull_of_an_object_that_changes_in_between(
         assert report.manifest.files[0].digest == Digest.of(new)
 
     count = taken_over = 0
-    for kill, home in each_kill(folder / "homes", nothing, act, at_most=kills):
+    for kill, home in each_kill(memory / "homes", nothing, act, at_most=kills):
         try:
             if home.exists():
-                same = folder / f"same-{count}"
+                same = memory / f"same-{count}"
                 shutil.copytree(home, same, symlinks=True)
                 complete(same, act)
                 taken_over += int(resumed.read_text())

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,12 +34,6 @@ pytestmark = pytest.mark.slow
 
 GOES = {"a": b"a" * 5000, "b/shared": b"s" * 6000, "small": b"x"}
 STAYS = {"c": b"c" * 5000, "shared": b"s" * 6000}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        yield Path(name)
 
 
 def settings(home: Path) -> Settings:
@@ -106,9 +99,9 @@ def by_steps(home: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [at_once, by_steps])
-def test_prune_killed_before_every_step(act: Operation, folder: Path) -> None:
+def test_prune_killed_before_every_step(act: Operation, memory: Path) -> None:
     count = 0
-    for kill, home in each_kill(folder, two, act):
+    for kill, home in each_kill(memory, two, act):
         try:
             is_sound(home)
             complete(home, act)
@@ -121,13 +114,13 @@ def test_prune_killed_before_every_step(act: Operation, folder: Path) -> None:
     assert count > 40
 
 
-def test_killed_pin_and_unpin(folder: Path) -> None:
+def test_killed_pin_and_unpin(memory: Path) -> None:
     def act(home: Path) -> None:
         pin(UUID, settings=settings(home))
         unpin(UUID, settings=settings(home))
         pin(UUID, settings=settings(home))
 
-    for kill, home in each_kill(folder, two, act):
+    for kill, home in each_kill(memory, two, act):
         is_sound(home)
         complete(home, lambda home: pin(UUID, settings=settings(home)))
         prune(UUID, only_copies=True, now=True, settings=settings(home))
@@ -243,8 +236,8 @@ print(rounds)
 
 
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
-def test_pull_prune_view_and_rm_at_once(locks: str, tmp_path: Path, folder: Path) -> None:
-    home, origin = folder / "home", folder / "origin"
+def test_pull_prune_view_and_rm_at_once(locks: str, tmp_path: Path, memory: Path) -> None:
+    home, origin = memory / "home", memory / "origin"
     for number in range(4):
         own = random.Random(number).randbytes(20_000)
         folder_of(origin / uuid(number), {"own": own, "shared": b"s" * 30_000, "code/small.py": b"x = 1"})
@@ -289,7 +282,6 @@ def stop(moment, step):
     if step in ("rename", "unlink", "remove_tree", "remove_folder"):
         number += 1
         if number == int(sys.argv[2]):
-            print("stopped", flush=True)
             os.kill(os.getpid(), signal.SIGSTOP)
 
 disk.observe(stop)
@@ -299,22 +291,22 @@ print("gone" if report.gone else "stayed", flush=True)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 6, 9, 12, 15, 18])
-def test_a_prune_that_was_stopped_takes_nothing_that_came_since(number: int, folder: Path) -> None:
-    two(folder / "home")
+def test_a_prune_that_was_stopped_takes_nothing_that_came_since(number: int, memory: Path) -> None:
+    two(memory / "home")
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     child = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, folder / "home", str(number)],
+        [sys.executable, "-c", STOPPED, memory / "home", str(number)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
     )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "stopped\n"
-    store = Store(folder / "home")
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    store = Store(memory / "home")
     manifest = tagged(store, UUID, GOES)  # somebody brings it again, and reads it
     view = make_view(store, manifest).path
-    os.kill(child.pid, 18)  # SIGCONT
+    child.send_signal(signal.SIGCONT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     assert content(view) == GOES
@@ -322,5 +314,5 @@ def test_a_prune_that_was_stopped_takes_nothing_that_came_since(number: int, fol
     assert store.resolve("local", UUID) in (manifest, None)  # None: the refs were added before they were taken
     store.leases.leave(manifest.digest)
     store.close()
-    is_sound(folder / "home")
+    is_sound(memory / "home")
     execute(store, plan_prune(take_stock(store), Rules(at_once=True)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -540,16 +539,8 @@ def test_a_plan_that_no_longer_fits_does_no_harm(store: Store, settings: Setting
 # --- killed in the middle --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory, where syncing costs nothing."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
-        yield Path(name)
-
-
 @pytest.mark.slow
-def test_repairs_killed_before_every_step_leave_no_lie_and_go_on(memory: Path) -> None:
+def test_repairs_killed_anywhere_leave_no_lie_and_go_on(memory: Path) -> None:
     origin_of(memory)
     local = origin_of(memory / "more", {"weights": b"w" * 9000, "b": b"b"}, OTHER_UUID)
 
@@ -573,7 +564,7 @@ def test_repairs_killed_before_every_step_leave_no_lie_and_go_on(memory: Path) -
         repairing.repair(store, problems, Settings(home=home, progress=Progress.OFF, concurrency=1))
 
     count = 0
-    for kill, home in each_kill(memory / "homes", setup, act):
+    for kill, home in each_kill(memory / "homes", setup, act, at_most=60):
         store = Store(home)
         for path in home.glob("blobs/??/*"):  # a reader is never given what is wrong
             found = store.blobs.locate(Digest(path.parent.name + path.name))
@@ -589,4 +580,4 @@ def test_repairs_killed_before_every_step_leave_no_lie_and_go_on(memory: Path) -
             assert there == files, kill
         store.close()
         count += 1
-    assert count > 60
+    assert count > 30

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,13 +62,6 @@ def seal(home: Path) -> None:
 def stock_and_seal(home: Path) -> None:
     stock(home)
     seal(home)
-
-
-@pytest.fixture
-def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is one: nothing waits for a disk."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as name:
-        yield Path(name)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -175,14 +167,14 @@ def test_sealing_again_does_nothing_and_undoing_lets_everything_go_on(tmp_path: 
     assert seal_store(Store(home)).blobs == 4
 
 
-def test_a_killed_sealing_leaves_a_store_that_works_and_can_be_sealed(fast_folder: Path) -> None:
+def test_a_killed_sealing_leaves_a_store_that_works_and_can_be_sealed(memory: Path) -> None:
     def little(home: Path) -> None:
         store = Store(home)
         make_view(store, tagged(store, UUID, {"model": LARGE}))
         store.close()
 
     count = 0
-    for kill, home in each_kill(fast_folder, little, seal):
+    for kill, home in each_kill(memory, little, seal):
         try:
             assert lies(home) == []
             store = Store(home)

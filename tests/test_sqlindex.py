@@ -412,7 +412,7 @@ def test_forks_while_other_threads_make_indexes(store: Store, expected: list[obj
     for thread in threads:
         thread.start()
     try:
-        for _ in range(60):
+        for _ in range(30):
             fork_and(lambda: store.records.get("local", "checkpoint", uuid(7)) or sys.exit(1))
     finally:
         stop.set()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +25,9 @@ FILES = {"model": BIG, "code/a.py": b"a = 1\n", "again": b"a = 1\n", "empty": b"
 
 
 @pytest.fixture
-def base() -> Iterator[Path]:
-    """A folder in memory, where syncing costs nothing."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
-        made(Path(name) / "origin" / UUID, FILES)
-        yield Path(name)
+def base(memory: Path) -> Path:
+    made(memory / "origin" / UUID, FILES)
+    return memory
 
 
 def made(folder: Path, files: dict[str, bytes]) -> Path:
