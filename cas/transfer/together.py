@@ -12,35 +12,28 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from cas.config import Settings
 from cas.errors import CasError, ChangedError, ContentError, DigestMismatchError, PeerError
 from cas.index.digest import Digest
-from cas.index.identity import RemoteIdentity
-from cas.index.ingest import Ingest, Staging
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.paths import RelativePath
 from cas.index.ranges import Range
 from cas.index.store import Store, explained
 from cas.transfer import checksums
-from cas.transfer.checksums import LENGTH_ONLY, Verifier
-from cas.transfer.exchange import Block, Held, Part, Round, plan_exchange
+from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.fetch import PullReport, pull
-from cas.transfer.plan import split, unit_of
+from cas.transfer.host_files import BLOCK, HostFiles
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
-from cas.transfer.session import Session, unvouched
-from cas.transfer.workers import Workers, wait_all
+from cas.transfer.session import Session
+from cas.transfer.shared_files import SharedFiles, can_be_shared
 
 log = logging.getLogger("cas.transfer")
 
 T = TypeVar("T")
 
-BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below ROUND
 ROUND = 256 << 20  # bytes that arrive in one round, at most
-REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 ALONE = (ChangedError, DigestMismatchError, RangesIgnoredError)  # then each host pulls by itself what is left
 
 
@@ -87,46 +80,6 @@ def pull_together(
         return work.run(registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
-# --- what all ranks know ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What the first rank tells all others of the checkpoint."""
-
-    files: tuple[FileEntry, ...]  # with digests if its store holds the checkpoint, else with identities
-    directories: tuple[RelativePath, ...]
-    declared: tuple[Checksum | None, ...]
-
-    @property
-    def is_known(self) -> bool:
-        """Whether all digests are known: the origin need not be asked."""
-        return all(entry.digest is not None for entry in self.files)
-
-    def encode(self) -> bytes:
-        """Return it as bytes that `decode` reads."""
-        files = [{**entry.to_json(), "executable": entry.executable} for entry in self.files]
-        declared = [one and {"kind": one.kind, "value": one.value.hex(), "parts": one.parts} for one in self.declared]
-        return json.dumps({"files": files, "directories": self.directories, "declared": declared}).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> _Shared:
-        """Read what `encode` wrote."""
-        document = json.loads(data)
-        declared = [
-            one and Checksum(one["kind"], bytes.fromhex(one["value"]), tuple(one["parts"]))
-            for one in document["declared"]
-        ]
-        files = tuple(map(_entry, document["files"]))
-        return cls(files, tuple(map(RelativePath, document["directories"])), tuple(declared))
-
-
-def _entry(data: Mapping[str, Any]) -> FileEntry:
-    digest = Digest.parse(data["digest"]) if "digest" in data else None
-    identity = RemoteIdentity.from_json(data["identity"]) if "identity" in data else None
-    return FileEntry(RelativePath(data["path"]), data["size"], digest, identity, data["executable"])
-
-
 class _AloneError(PeerError):
     """The exchange ends here; each host goes on by itself."""
 
@@ -149,7 +102,7 @@ class _Together:
         host = self._leaders.index(leader)
         leads = leader == self._group.rank
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None)
-        files = _HostFiles(session, shared, self._known(registry, uuid, shared)) if leads else None
+        files = HostFiles(session, shared, self._known(registry, uuid, shared)) if leads else None
         try:
             self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
@@ -207,7 +160,7 @@ class _Together:
         self._leaders = sorted({int(one) for one in told})
         return mine
 
-    def _tell(self, registry: str, uuid: str) -> _Shared:
+    def _tell(self, registry: str, uuid: str) -> SharedFiles:
         """Let the first rank look at the checkpoint, and tell."""
         found: bytes | None = None
 
@@ -217,12 +170,12 @@ class _Together:
                 found = self._look(registry, uuid).encode()
 
         self._together(look)
-        return _Shared.decode(self._group.broadcast(found, 0))
+        return SharedFiles.decode(self._group.broadcast(found, 0))
 
-    def _look(self, registry: str, uuid: str) -> _Shared:
+    def _look(self, registry: str, uuid: str) -> SharedFiles:
         manifest = self._store.resolve(registry, uuid)
         if manifest is not None and manifest.complete and not self._store.absent(manifest):
-            return _Shared(manifest.files, manifest.directories, (None,) * len(manifest.files))
+            return SharedFiles(manifest.files, manifest.directories, (None,) * len(manifest.files))
         if self._remote is None:
             raise ContentError(f"checkpoint {uuid} is not whole in the first rank's store {self._store.home}")
         session = Session(self._store, self._remote, self._settings, None)
@@ -230,9 +183,9 @@ class _Together:
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
-        return _Shared(files, listing.directories, tuple(map(_Declared(session).of, listing.files)))
+        return SharedFiles(files, listing.directories, tuple(map(_Declared(session).of, listing.files)))
 
-    def _known(self, registry: str, uuid: str, shared: _Shared) -> dict[int, Digest]:
+    def _known(self, registry: str, uuid: str, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list."""
         manifest = self._store.resolve(registry, uuid)
         by_path = manifest.by_path if manifest is not None and self._remote is None else {}
@@ -250,11 +203,11 @@ class _Together:
 
     # --- the rounds --------------------------------------------------------------------------------------------
 
-    def _exchange(self, files: _HostFiles | None, host: int, shared: _Shared, *, draw_label: str) -> None:
+    def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
         held = self._together(lambda: files.held() if files is not None else {})
         told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
         all_held: list[Held] = [_held(told[rank]) for rank in self._leaders]
-        sizes = [entry.size if _can_be_shared(entry) else 0 for entry in shared.files]
+        sizes = [entry.size if can_be_shared(entry) else 0 for entry in shared.files]
         block = min(BLOCK, max(ROUND // len(self._leaders), 1 << 20))
         rounds = plan_exchange(sizes, all_held, block=block)
         total = sum(one.size for blocks in rounds for one in blocks if host in one.lacking)
@@ -267,13 +220,13 @@ class _Together:
                 self._round(files, host, blocks)
             self._together(lambda: self._finish(files))
 
-    def _finish(self, files: _HostFiles | None) -> None:
+    def _finish(self, files: HostFiles | None) -> None:
         if self._failure is not None:
             raise self._failure
         if files is not None:
             files.finish_empty()
 
-    def _round(self, files: _HostFiles | None, host: int, blocks: Round) -> None:
+    def _round(self, files: HostFiles | None, host: int, blocks: Round) -> None:
         """Exchange the blocks of one round. What arrived counts only when nobody failed: a host that did sent zeros."""
         arrived: list[tuple[Block, memoryview]] = []
         failure, self._failure = self._failure, None
@@ -312,7 +265,7 @@ class _Together:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _conclude(
-        self, registry: str, uuid: str, sizes: dict[str, int], shared: _Shared, *, partial: bool
+        self, registry: str, uuid: str, sizes: dict[str, int], shared: SharedFiles, *, partial: bool
     ) -> PullReport | None:
         """Say what the checkpoint consists of; fetch what the exchange left out."""
         if shared.is_known:
@@ -357,11 +310,6 @@ def _held(data: bytes) -> Held:
     return {int(file): [Range(*span) for span in spans] for file, spans in json.loads(data).items()}
 
 
-def _can_be_shared(entry: FileEntry) -> bool:
-    """Whether ranges of a file can be read one by one; of others each host reads its own."""
-    return entry.digest is not None or (entry.identity is not None and entry.identity.has_validator)
-
-
 class _Declared:
     """Asks for the checksum to verify a file by, if the listing does not suggest one."""
 
@@ -380,215 +328,3 @@ class _NoRemote:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
-
-
-# --- one host's files --------------------------------------------------------------------------------------------
-
-
-class _HostFiles:
-    """The files of one host: what it has, what it reads for others, and what arrives."""
-
-    def __init__(self, session: Session, shared: _Shared, known: dict[int, Digest]) -> None:
-        self._session = session
-        self._shared = shared
-        self._known = known
-        self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
-        self._small: Staging | None = None
-        self._loaded: list[Any] = []
-        self._advance: Callable[[int], None] = lambda count: None
-
-    def held(self) -> dict[int, list[tuple[int, int]]]:
-        """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
-        found: dict[int, list[tuple[int, int]]] = {}
-        for number, entry in enumerate(self._shared.files):
-            if number in self._known:
-                found[number] = [(0, entry.size)]
-            elif entry.size > BLOCK and _can_be_shared(entry):
-                gaps = self._opened(number)[1].missing
-                found[number] = _without(entry.size, gaps)
-        return {number: spans for number, spans in found.items() if spans}
-
-    def start(self, rounds: Sequence[Round], host: int, advance: Callable[[int], None]) -> None:
-        """Begin to read our blocks, in order, two ahead of the exchange."""
-        self._advance = advance
-        self._mine = iter([one for blocks in rounds for one in blocks if one.owner == host])
-        self._loader = Workers(1, self._session.stop, "cas-block")
-        self._readers = Workers(self._session.settings.concurrency, self._session.stop, "cas-share")
-        self._loader.__enter__()
-        self._readers.__enter__()
-        for _ in range(2):
-            self._load_ahead()
-
-    def _load_ahead(self) -> None:
-        if (block := next(self._mine, None)) is not None:
-            self._loaded.append(self._loader.submit(self._read, block))
-
-    def next_block(self) -> bytearray:
-        """Return the bytes of our next block."""
-        future = self._loaded.pop(0)
-        data: bytearray = wait_all([future], self._session.stop)[0]
-        self._load_ahead()
-        return data
-
-    def close(self) -> None:
-        """Leave what is partial for whoever goes on."""
-        for pool in (getattr(self, "_loader", None), getattr(self, "_readers", None)):
-            if pool is not None:
-                pool.__exit__(None)
-                pool.join(1.0)
-        for staging, ingest, _ in self._open.values():
-            ingest.leave()
-            staging.abandon()
-        if self._small is not None:
-            self._small.close()
-
-    # --- reading ---------------------------------------------------------------------------------------------
-
-    def _read(self, block: Block) -> bytearray:
-        data = bytearray(block.size)
-        view, at = memoryview(data), 0
-        jobs = []
-        for part in block.parts:
-            for start, end in split([Range(part.start, part.end)], REQUEST):
-                place = view[at : at + end - start]
-                jobs.append(self._readers.submit(self._read_part, part.file, start, place))
-                at += end - start
-        wait_all(jobs, self._session.stop)
-        return data
-
-    def _read_part(self, number: int, start: int, place: memoryview) -> None:
-        entry = self._shared.files[number]
-        if number in self._known:
-            path = self._session.store.blobs.locate(self._known[number])
-            if path is None:
-                raise ContentError(f"{entry.path} was removed while it was sent to other hosts")
-            _read_file(os.fspath(path), start, place)
-        elif number in self._open and not _overlaps(self._open[number][1].missing, start, start + len(place)):
-            _read_file(os.fspath(self._open[number][1].path), start, place)
-        else:
-            self._fetch(_remote_file(entry), start, place)
-
-    def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
-        at = 0
-        for piece in self._session.remote.read(file, start, start + len(place)):
-            self._session.proceed()
-            place[at : at + len(piece)] = piece
-            at += len(piece)
-        if at != len(place):
-            raise ContentError(f"{file.identity.url}: {at} bytes came, and {len(place)} were asked for")
-
-    # --- writing ---------------------------------------------------------------------------------------------
-
-    def write(self, block: Block, data: memoryview) -> None:
-        """Take what arrived; a file that is whole is checked and committed."""
-        at = 0
-        for part in block.parts:
-            piece = data[at : at + part.length]
-            at += part.length
-            if part.file not in self._known:
-                self._take(part, piece)
-            self._advance(part.length)
-
-    def _take(self, part: Part, data: memoryview) -> None:
-        entry = self._shared.files[part.file]
-        if part.length == entry.size and part.file not in self._open:
-            self._put(part.file, bytes(data))
-            return
-        staging, ingest, verifier = self._opened(part.file)
-        for gap in ingest.missing:
-            start, end = max(gap.start, part.start), min(gap.end, part.end)
-            if start < end:
-                ingest.write_at(start, data[start - part.start : end - part.start])
-        if not ingest.missing:
-            self._commit(part.file, staging, ingest, verifier)
-
-    def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
-        if number not in self._open:
-            entry, checksum = self._shared.files[number], self._shared.declared[number]
-            if entry.identity is not None:
-                key, source = unit_of(_remote_file(entry)).key, entry.identity.key
-            else:
-                key = source = f"blob {entry.digest}"
-            verifier = Verifier(checksum) if checksum is not None else None
-            staging = self._session.store.staging(key)
-            ingest = staging.ingest(entry.size, source=source, followers=(verifier,) if verifier else ())
-            self._open[number] = (staging, ingest, verifier)
-        return self._open[number]
-
-    def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
-        entry = self._shared.files[number]
-        del self._open[number]
-        try:
-            digest = ingest.digest()
-            if verifier is not None and not verifier.matches:
-                ingest.abort()
-                expected, actual = str(verifier.checksum), f"{verifier.checksum.kind}:{verifier.value.hex()}"
-                raise DigestMismatchError(str(entry.path), expected=expected, actual=actual)
-            if verifier is None and entry.digest is None and self._session.strict:
-                raise unvouched(_remote_file(entry))
-            ingest.commit(entry.digest)
-        except DigestMismatchError:
-            ingest.abort()
-            raise
-        finally:
-            staging.close()
-        self._note(number, digest, verifier.proof if verifier is not None else LENGTH_ONLY)
-
-    def _put(self, number: int, data: bytes) -> None:
-        """Take a small file."""
-        entry, checksum = self._shared.files[number], self._shared.declared[number]
-        proof = LENGTH_ONLY
-        if checksum is not None and checksums.matches(checksum, data):
-            proof = checksums.proof(checksum)
-        elif checksum is not None and checksum.kind != "md5":
-            checksums.require(checksum, data, str(entry.path))
-        elif entry.digest is None and (checksum is not None or self._session.strict):
-            return  # an ETag that looks like an MD5 need not be one: this host's own pull looks closer
-        if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
-            raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
-        if self._small is None:
-            self._small = self._session.store.staging("files from other hosts")
-        self._note(number, self._small.put(data), proof)
-
-    def _note(self, number: int, digest: Digest, proof: str) -> None:
-        entry = self._shared.files[number]
-        self._known[number] = digest
-        if entry.identity is not None:
-            self._session.committed(_remote_file(entry), digest, proof)
-
-    def finish_empty(self) -> None:
-        """Take the files that have no bytes: nobody sends them."""
-        for number, entry in enumerate(self._shared.files):
-            if not entry.size and number not in self._known and _can_be_shared(entry):
-                self._put(number, b"")
-
-
-def _remote_file(entry: FileEntry) -> RemoteFile:
-    assert entry.identity is not None  # what has no identity is in somebody's store, and is not fetched
-    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
-
-
-def _without(size: int, gaps: Sequence[Range]) -> list[tuple[int, int]]:
-    found, at = [], 0
-    for gap in (*gaps, Range(size, size)):
-        if gap.start > at:
-            found.append((at, gap.start))
-        at = gap.end
-    return found
-
-
-def _overlaps(ranges: Sequence[Range], start: int, end: int) -> bool:
-    return any(one.start < end and start < one.end for one in ranges)
-
-
-def _read_file(path: str, start: int, place: memoryview) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        at = 0
-        while at < len(place):
-            count = os.preadv(fd, [place[at:]], start + at)
-            if not count:
-                raise ContentError(f"{path} became shorter while it was sent to other hosts")
-            at += count
-    finally:
-        os.close(fd)

@@ -1,0 +1,233 @@
+"""The files of one host of a job: what it has, what it reads for others, and what arrives from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cas.errors import ContentError, DigestMismatchError
+from cas.index.digest import Digest
+from cas.index.ingest import Ingest, Staging
+from cas.index.manifest import FileEntry
+from cas.index.ranges import Range
+from cas.transfer import checksums
+from cas.transfer.checksums import LENGTH_ONLY, Verifier
+from cas.transfer.exchange import Block, Part, Round
+from cas.transfer.plan import split, unit_of
+from cas.transfer.remote import RemoteFile
+from cas.transfer.session import Session, unvouched
+from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.workers import Workers, wait_all
+
+BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
+REQUEST = 4 << 20  # bytes per request: a block is read by several threads
+
+
+class HostFiles:
+    """The files of one host: what it has, what it reads for others, and what arrives."""
+
+    def __init__(self, session: Session, shared: SharedFiles, known: dict[int, Digest]) -> None:
+        self._session = session
+        self._shared = shared
+        self._known = known
+        self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
+        self._small: Staging | None = None
+        self._loaded: list[Any] = []
+        self._advance: Callable[[int], None] = lambda count: None
+
+    def held(self) -> dict[int, list[tuple[int, int]]]:
+        """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for number, entry in enumerate(self._shared.files):
+            if number in self._known:
+                found[number] = [(0, entry.size)]
+            elif entry.size > BLOCK and can_be_shared(entry):
+                gaps = self._opened(number)[1].missing
+                found[number] = _without(entry.size, gaps)
+        return {number: spans for number, spans in found.items() if spans}
+
+    def start(self, rounds: Sequence[Round], host: int, advance: Callable[[int], None]) -> None:
+        """Begin to read our blocks, in order, two ahead of the exchange."""
+        self._advance = advance
+        self._mine = iter([one for blocks in rounds for one in blocks if one.owner == host])
+        self._loader = Workers(1, self._session.stop, "cas-block")
+        self._readers = Workers(self._session.settings.concurrency, self._session.stop, "cas-share")
+        self._loader.__enter__()
+        self._readers.__enter__()
+        for _ in range(2):
+            self._load_ahead()
+
+    def _load_ahead(self) -> None:
+        if (block := next(self._mine, None)) is not None:
+            self._loaded.append(self._loader.submit(self._read, block))
+
+    def next_block(self) -> bytearray:
+        """Return the bytes of our next block."""
+        future = self._loaded.pop(0)
+        data: bytearray = wait_all([future], self._session.stop)[0]
+        self._load_ahead()
+        return data
+
+    def close(self) -> None:
+        """Leave what is partial for whoever goes on."""
+        for pool in (getattr(self, "_loader", None), getattr(self, "_readers", None)):
+            if pool is not None:
+                pool.__exit__(None)
+                pool.join(1.0)
+        for staging, ingest, _ in self._open.values():
+            ingest.leave()
+            staging.abandon()
+        if self._small is not None:
+            self._small.close()
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def _read(self, block: Block) -> bytearray:
+        data = bytearray(block.size)
+        view, at = memoryview(data), 0
+        jobs = []
+        for part in block.parts:
+            for start, end in split([Range(part.start, part.end)], REQUEST):
+                place = view[at : at + end - start]
+                jobs.append(self._readers.submit(self._read_part, part.file, start, place))
+                at += end - start
+        wait_all(jobs, self._session.stop)
+        return data
+
+    def _read_part(self, number: int, start: int, place: memoryview) -> None:
+        entry = self._shared.files[number]
+        if number in self._known:
+            path = self._session.store.blobs.locate(self._known[number])
+            if path is None:
+                raise ContentError(f"{entry.path} was removed while it was sent to other hosts")
+            _read_file(os.fspath(path), start, place)
+        elif number in self._open and not _overlaps(self._open[number][1].missing, start, start + len(place)):
+            _read_file(os.fspath(self._open[number][1].path), start, place)
+        else:
+            self._fetch(_remote_file(entry), start, place)
+
+    def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
+        at = 0
+        for piece in self._session.remote.read(file, start, start + len(place)):
+            self._session.proceed()
+            place[at : at + len(piece)] = piece
+            at += len(piece)
+        if at != len(place):
+            raise ContentError(f"{file.identity.url}: {at} bytes came, and {len(place)} were asked for")
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def write(self, block: Block, data: memoryview) -> None:
+        """Take what arrived; a file that is whole is checked and committed."""
+        at = 0
+        for part in block.parts:
+            piece = data[at : at + part.length]
+            at += part.length
+            if part.file not in self._known:
+                self._take(part, piece)
+            self._advance(part.length)
+
+    def _take(self, part: Part, data: memoryview) -> None:
+        entry = self._shared.files[part.file]
+        if part.length == entry.size and part.file not in self._open:
+            self._put(part.file, bytes(data))
+            return
+        staging, ingest, verifier = self._opened(part.file)
+        for gap in ingest.missing:
+            start, end = max(gap.start, part.start), min(gap.end, part.end)
+            if start < end:
+                ingest.write_at(start, data[start - part.start : end - part.start])
+        if not ingest.missing:
+            self._commit(part.file, staging, ingest, verifier)
+
+    def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
+        if number not in self._open:
+            entry, checksum = self._shared.files[number], self._shared.declared[number]
+            if entry.identity is not None:
+                key, source = unit_of(_remote_file(entry)).key, entry.identity.key
+            else:
+                key = source = f"blob {entry.digest}"
+            verifier = Verifier(checksum) if checksum is not None else None
+            staging = self._session.store.staging(key)
+            ingest = staging.ingest(entry.size, source=source, followers=(verifier,) if verifier else ())
+            self._open[number] = (staging, ingest, verifier)
+        return self._open[number]
+
+    def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
+        entry = self._shared.files[number]
+        del self._open[number]
+        try:
+            digest = ingest.digest()
+            if verifier is not None and not verifier.matches:
+                ingest.abort()
+                expected, actual = str(verifier.checksum), f"{verifier.checksum.kind}:{verifier.value.hex()}"
+                raise DigestMismatchError(str(entry.path), expected=expected, actual=actual)
+            if verifier is None and entry.digest is None and self._session.strict:
+                raise unvouched(_remote_file(entry))
+            ingest.commit(entry.digest)
+        except DigestMismatchError:
+            ingest.abort()
+            raise
+        finally:
+            staging.close()
+        self._note(number, digest, verifier.proof if verifier is not None else LENGTH_ONLY)
+
+    def _put(self, number: int, data: bytes) -> None:
+        """Take a small file."""
+        entry, checksum = self._shared.files[number], self._shared.declared[number]
+        proof = LENGTH_ONLY
+        if checksum is not None and checksums.matches(checksum, data):
+            proof = checksums.proof(checksum)
+        elif checksum is not None and checksum.kind != "md5":
+            checksums.require(checksum, data, str(entry.path))
+        elif entry.digest is None and (checksum is not None or self._session.strict):
+            return  # an ETag that looks like an MD5 need not be one: this host's own pull looks closer
+        if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
+            raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
+        if self._small is None:
+            self._small = self._session.store.staging("files from other hosts")
+        self._note(number, self._small.put(data), proof)
+
+    def _note(self, number: int, digest: Digest, proof: str) -> None:
+        entry = self._shared.files[number]
+        self._known[number] = digest
+        if entry.identity is not None:
+            self._session.committed(_remote_file(entry), digest, proof)
+
+    def finish_empty(self) -> None:
+        """Take the files that have no bytes: nobody sends them."""
+        for number, entry in enumerate(self._shared.files):
+            if not entry.size and number not in self._known and can_be_shared(entry):
+                self._put(number, b"")
+
+
+def _remote_file(entry: FileEntry) -> RemoteFile:
+    assert entry.identity is not None  # what has no identity is in somebody's store, and is not fetched
+    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
+
+
+def _without(size: int, gaps: Sequence[Range]) -> list[tuple[int, int]]:
+    found, at = [], 0
+    for gap in (*gaps, Range(size, size)):
+        if gap.start > at:
+            found.append((at, gap.start))
+        at = gap.end
+    return found
+
+
+def _overlaps(ranges: Sequence[Range], start: int, end: int) -> bool:
+    return any(one.start < end and start < one.end for one in ranges)
+
+
+def _read_file(path: str, start: int, place: memoryview) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        at = 0
+        while at < len(place):
+            count = os.preadv(fd, [place[at:]], start + at)
+            if not count:
+                raise ContentError(f"{path} became shorter while it was sent to other hosts")
+            at += count
+    finally:
+        os.close(fd)
