@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from stores import ROOT, cannot_reboot, run_python, tagged, uuid
 
-from cas.index import sqlindex
+from cas.index import sqlconnection, sqlindex
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.records import NewRecord, Seen
@@ -171,7 +171,7 @@ def test_a_damaged_index_is_replaced_by_a_good_one(store: Store, expected: list[
     answers(Store(store.home))
     path = index_file(store)
     before = path.stat()
-    assert before.st_mtime_ns == sqlindex.UNTOUCHED
+    assert before.st_mtime_ns == sqlconnection.UNTOUCHED
     assert answers(Store(store.home)) == expected
     after = path.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)  # used, not made again
@@ -307,10 +307,10 @@ def test_a_stopped_process_that_holds_the_index_is_waited_for_a_few_seconds(
         asked.records.add("local", [NewRecord("late", "1", {})])
         assert len(asked.records.find("late")) == 1
         assert answers(asked) == expected
-        assert time.monotonic() - begun < 3 * sqlindex.BUSY_SECONDS
+        assert time.monotonic() - begun < 3 * sqlconnection.BUSY_SECONDS
         begun = time.monotonic()
         assert answers(Store(store.home)) == expected
-        assert time.monotonic() - begun < sqlindex.BUSY_SECONDS
+        assert time.monotonic() - begun < sqlconnection.BUSY_SECONDS
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.communicate()

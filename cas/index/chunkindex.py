@@ -19,7 +19,7 @@ from cas.errors import ContentError
 from cas.index import disk
 from cas.index.chunks import ChunkList, PartList, chunk_key
 from cas.index.digest import Digest
-from cas.index.sqlindex import BUSY_SECONDS, _turn
+from cas.index.sqlconnection import BUSY_SECONDS, turn
 
 log = logging.getLogger("cas.index")
 
@@ -104,7 +104,7 @@ class ChunkIndex:
         """Ask what is up to date; a file that cannot be used is made again, and else there are no hints."""
         if self._folder is None or not self._lists.is_dir():
             return nothing
-        with _turn:
+        with turn:
             for attempt in range(2):
                 try:
                     with self._opened() as database:
