@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cas.checkpoint import Checkpoint, digests_of, users_path
+from cas.checkpoint import Checkpoint, users_path
 from cas.config import Settings
 from cas.errors import UsageError
-from cas.index.manifest import Manifest
+from cas.index.manifest import Manifest, digests_of
 from cas.index.store import Store, store_of
 from cas.registry.catalog import Catalog
 from cas.registry.local import LOCAL, check_local, record_local

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cas.checkpoint import digests_of, users_path
+from cas.checkpoint import users_path
 from cas.config import Settings
 from cas.errors import ContentError, DigestMismatchError, NotFoundError, UsageError
 from cas.index import disk
 from cas.index.bundle import Exported, Head, Member, members, read_head, record_names, ref_names, said_of
 from cas.index.digest import Digest
-from cas.index.manifest import Manifest
+from cas.index.manifest import Manifest, digests_of
 from cas.index.records import SeenRecord
 from cas.index.space import Need, require_room
 from cas.index.store import Store, explained, store_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -204,3 +204,8 @@ def _parse_entry(data: object) -> FileEntry:
     digest = Digest.parse(data["digest"]) if "digest" in data else None
     identity = RemoteIdentity.from_json(data["identity"]) if "identity" in data else None
     return FileEntry(path, size, digest, identity, data.get("executable") is True)
+
+
+def digests_of(manifest: Manifest) -> Iterator[Digest]:
+    """Yield the digests of a manifest's files, each once."""
+    yield from dict.fromkeys(entry.digest for entry in manifest.files if entry.digest is not None)
