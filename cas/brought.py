@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cas.config import DownloadMode, Settings
 from cas.described import Described
 from cas.errors import CasError, CheckpointNotFoundError
 from cas.index.digest import Digest
-from cas.index.manifest import FileEntry, Manifest, digests_of
+from cas.index.manifest import Manifest, digests_of
 from cas.index.space import Destination, Need, require_room
 from cas.pull.origin import Origin
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.plan import pull_key
 from cas.transfer.selection import Selection
+from cas.transfer.session import OnFile
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
     from cas.transfer.preview import Preview
-
-OnFile = Callable[[FileEntry], None]
 
 
 class Brought(Described):
@@ -148,10 +147,8 @@ class Brought(Described):
         self._require_downloadable()
         with self.store.leases.claim(self.uuid):
             self.pull_report = fetch_together(self.store, self._origin, group)
-        if self.record.registry == PULLED:
-            from cas.pull.urls import note_pulled
-
-            note_pulled(self.store, self.record)
+            self.store.uses.note(self.uuid)
+        self._note_pulled()
 
     def _require_downloadable(self) -> None:
         if self.state not in (State.COMPLETED, State.PARTIALLY_DELETED):
@@ -198,15 +195,19 @@ class Brought(Described):
         self, origin: Origin, on_file: OnFile | None, destination: Destination | None, mode: DownloadMode | None
     ) -> Manifest:
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
-        if self.record.registry == PULLED:
-            from cas.pull.urls import note_pulled
-
-            note_pulled(self.store, self.record)
+        self._note_pulled()
         if self.settings.max_size is not None and self.pull_report.files_fetched:
             from cas.removing import keep_small
 
             keep_small(self.store, self.settings.max_size)
         return self._selection.part_of(self.pull_report.manifest)
+
+    def _note_pulled(self) -> None:
+        """Record what no registry but this store knows of: where a URL led."""
+        if self.record.registry == PULLED:
+            from cas.pull.urls import note_pulled
+
+            note_pulled(self.store, self.record)
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:
         if destination is not None and self.settings.check_space:

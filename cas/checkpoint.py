@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -33,7 +32,6 @@ from cas.transfer.selection import EVERYTHING, Selection
 if TYPE_CHECKING:
     from cas.load.placing import LinkReport
 
-log = logging.getLogger("cas.checkpoint")
 
 _ATTEMPTS = 3  # to make a view while another process removes blobs or this one finds damaged ones
 

@@ -183,7 +183,8 @@ def choose():
     return cas.Determined(settings=settings).get_checkpoint("{uuid(7)}")
 agreed = Checkpoint.agreed(choose, settings=settings)
 agreed.share()
-say(uuid=agreed.uuid, size=(agreed.view() / "weights").stat().st_size)
+used = agreed.uuid in agreed.store.uses.all()
+say(uuid=agreed.uuid, used=used, size=(agreed.view() / "weights").stat().st_size)
 try:
     Checkpoint.agreed(lambda: cas.Determined(settings=settings).get_checkpoint("{uuid(8)}"), settings=settings)
 except CasError as error:
@@ -196,7 +197,7 @@ except CasError as error:
     assert proxy.bodies() == sum(map(len, files.values()))
     for one in told:
         assert one[0] == {"here": 3}
-        assert one[1] == {"uuid": uuid(7), "size": 3_000_000}
+        assert one[1] == {"uuid": uuid(7), "used": True, "size": 3_000_000}
         assert uuid(8) in one[2]["text"]
     assert [one[2]["error"] for one in told] == ["NotFoundError", "PeerError"]
 

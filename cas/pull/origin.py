@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from cas.errors import (
     TransientRemoteError,
     UsageError,
 )
-from cas.index.manifest import FileEntry, Manifest
+from cas.index.manifest import Manifest
 from cas.index.space import Destination
 from cas.index.store import Store
 from cas.registry.records import CheckpointRecord, State
@@ -27,6 +27,7 @@ from cas.transfer.plan import pull_key
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Remote
 from cas.transfer.selection import EVERYTHING, Selection
+from cas.transfer.session import OnFile
 from cas.transfer.urls import remote_for_storage
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cas.checkpoint")
 
-OnFile = Callable[[FileEntry], None]
 
 # The way to the storage is closed: no credentials, nobody answers, nothing installed that speaks with it.
 _CLOSED = (NotAllowedError, OfflineError, TransientRemoteError, UsageError)

@@ -160,13 +160,12 @@ class HostFiles:
         try:
             digest = ingest.digest()
             if verifier is not None and not verifier.matches:
-                ingest.abort()
                 expected, actual = str(verifier.checksum), f"{verifier.checksum.kind}:{verifier.value.hex()}"
                 raise DigestMismatchError(str(entry.path), expected=expected, actual=actual)
             if verifier is None and entry.digest is None and self._session.strict:
                 raise unvouched(_remote_file(entry))
             ingest.commit(entry.digest)
-        except DigestMismatchError:
+        except BaseException:
             ingest.abort()
             raise
         finally:
