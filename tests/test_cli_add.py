@@ -97,7 +97,7 @@ def test_folders_of_the_older_client_are_adopted(shell):
 
 def test_no_credential_of_an_adopted_folder_is_printed_or_recorded(shell):
     write(shell.folder / UUIDS[0], weights="1", metadata__json=OLD)
-    shell.run("add", UUIDS[0]).ok  # noqa: B018
+    shell.prepare("add", UUIDS[0])
 
     printed = shell.run("c", "describe", UUIDS[0], "--json").ok.out + shell.run("c", "describe", UUIDS[0]).ok.out
     written = b"".join(path.read_bytes() for path in shell.home.glob("records/*/*.jsonl"))
@@ -108,7 +108,7 @@ def test_no_credential_of_an_adopted_folder_is_printed_or_recorded(shell):
 def test_what_the_command_line_says_counts_before_what_the_folder_says(shell):
     write(shell.folder / UUIDS[0], weights="1", metadata__json=OLD)
 
-    shell.run("add", UUIDS[0], "--experiment", "1", "--trial", "2", "--steps", "3").ok  # noqa: B018
+    shell.prepare("add", UUIDS[0], "--experiment", "1", "--trial", "2", "--steps", "3")
 
     (row,) = listed(shell)
     assert (row["experiment"], row["trial"], row["batch"]) == (1, 2, 3)
@@ -126,7 +126,7 @@ def test_one_bad_path_does_not_stop_the_others(shell):
 
 def test_adding_the_same_folder_again_is_one_line(shell):
     write(shell.folder / UUIDS[0], weights="1")
-    shell.run("add", UUIDS[0]).ok  # noqa: B018
+    shell.prepare("add", UUIDS[0])
 
     ended = shell.run("add", UUIDS[0])
 
@@ -140,7 +140,7 @@ def test_metadata_that_contradicts_an_experiment_says_the_way_out(shell):
         searcher = {"metric": metric, "smaller_is_better": True}
         metadata = {"experiment_id": 7, "trial_id": 9, "experiment_config": {"searcher": searcher}}
         (shell.folder / uuid / "metadata.json").write_text(json.dumps(metadata))
-    shell.run("add", UUIDS[0]).ok  # noqa: B018
+    shell.prepare("add", UUIDS[0])
 
     ended = shell.run("add", UUIDS[1])
 
@@ -179,7 +179,7 @@ def test_the_users_files_are_left_alone(shell):
     folder = write(shell.folder / "model", weights="1")
     before = (folder / "weights").stat()
 
-    shell.run("add", "model").ok  # noqa: B018
+    shell.prepare("add", "model")
 
     after = (folder / "weights").stat()
     assert (before.st_ino, before.st_mtime_ns, before.st_mode, after.st_nlink) == (

@@ -67,7 +67,7 @@ def test_damage_that_looks_like_nothing_is_found_by_deep_check_only(shell):
 
 
 def test_check_says_what_repair_would_do_and_does_it(shell, tmp_path):
-    shell.run("trial", "download", "1", "--latest", "-o", "mine").ok  # noqa: B018
+    shell.prepare("trial", "download", "1", "--latest", "-o", "mine")
     path = next(path for path in blobs(shell) if path.read_bytes() == b"c" * 1000)
     damage(path)
 
@@ -115,7 +115,7 @@ def test_a_damaged_only_copy_ends_a_download_with_3_and_a_check_with_4(shell):
 
 
 def test_what_has_an_origin_says_what_brings_it_back(shell, tmp_path):
-    shell.run("trial", "download", "1", "--latest", "-o", "mine").ok  # noqa: B018
+    shell.prepare("trial", "download", "1", "--latest", "-o", "mine")
     damage(next(path for path in blobs(shell) if path.read_bytes() == b"c" * 1000))
 
     assert f"; a repair brings it back from {tmp_path}/mine/common" in shell.run("check").out

@@ -18,7 +18,7 @@ def shell(tmp_path):
     (folder / "weights").write_text("abc")
     (folder / "empty").mkdir()
     words = ["--experiment", "1", "--trial", "2", "--steps", "30", "--metric", "loss=0.5", "--hparams", "lr=0.1"]
-    shell.run("add", "model", "--uuid", UUID, *words).ok  # noqa: B018
+    shell.prepare("add", "model", "--uuid", UUID, *words)
     return shell
 
 

@@ -167,7 +167,7 @@ def test_a_groups_store_and_wrong_modes_are_described(tmp_path):
     shell = stocked_shell(tmp_path)
     shell.variables["CAS_SHARED"] = "group"
     assert messages(shell)["CAS_SHARED=group, but the store was made private"] == "`cas share --group NAME`"
-    shell.run("share").ok  # noqa: B018
+    shell.prepare("share")
     home = found(shell)["home"]
     assert home["group"] is not None and not home["index"].startswith(str(shell.home))
     for mode, words in ((0o2770, "replace each other's folders"), (0o770, "not the group's"), (0o777, "everybody")):
@@ -177,7 +177,7 @@ def test_a_groups_store_and_wrong_modes_are_described(tmp_path):
 
 def test_a_sealed_store_says_what_to_set(tmp_path):
     shell = stocked_shell(tmp_path)
-    shell.run("seal").ok  # noqa: B018
+    shell.prepare("seal")
     ((message, remedy),) = [one for one in messages(shell).items() if "sealed" in one[0]]
     assert "nothing can be added" in message and f"CAS_READ_ONLY_STORES={shell.home}" in remedy
     assert "cas seal --undo" in remedy
@@ -186,11 +186,11 @@ def test_a_sealed_store_says_what_to_set(tmp_path):
 
 def test_layers_are_described_each(tmp_path):
     shell = stocked_shell(tmp_path)
-    shell.run("seal").ok  # noqa: B018
+    shell.prepare("seal")
     shell.home.rename(tmp_path / "below")
     layers = [tmp_path / "below", tmp_path / "nothing", shell.home]
     shell.variables["CAS_READ_ONLY_STORES"] = os.pathsep.join(map(str, layers))
-    shell.run("ls").ok  # noqa: B018
+    shell.prepare("ls")
     told = messages(shell)
     assert told[f"the layer {tmp_path / 'nothing'} is not used: there is no store"].startswith("correct")
     assert told[f"{shell.home} is the home itself, and no layer"] == "take it out of read_only_stores"

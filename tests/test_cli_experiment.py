@@ -196,7 +196,7 @@ def test_a_trial_and_its_checkpoints_are_described(shell):
 
 
 def test_a_master_that_is_gone_is_no_description(shell, master):
-    shell.run("t", "describe", "7").ok  # noqa: B018
+    shell.prepare("t", "describe", "7")
     master.faults("503 " * 99)
     shell.variables["CAS_TIMEOUT"] = "2"  # so that six tries are over in seconds
 
@@ -210,7 +210,7 @@ def test_a_master_that_is_gone_is_no_description(shell, master):
 
 
 def test_a_checkpoint_that_is_here_comes_by_uuid_though_the_master_is_gone(shell, master):
-    shell.run("t", "download", "7", "--uuid", UUIDS[0], "-q").ok  # noqa: B018
+    shell.prepare("t", "download", "7", "--uuid", UUIDS[0], "-q")
     master.faults("503 " * 99)
     shell.variables["CAS_TIMEOUT"] = "2"  # so that six tries are over in seconds
 
@@ -275,7 +275,7 @@ def test_a_user_who_logs_out_is_active_no_more_and_others_stay(shell, master):
     log_in(shell, "alice", "wonder")
     log_in(shell, "bob", "builder")
 
-    shell.run("-u", "alice", "user", "logout").ok  # noqa: B018
+    shell.prepare("-u", "alice", "user", "logout")
 
     assert shell.run("u", "whoami", "-q").ok.out == "bob\n"
 

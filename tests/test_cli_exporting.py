@@ -59,7 +59,7 @@ def came_from(shell):
 
 def test_a_reader_that_goes_away_ends_an_export_quietly(shell):
     (shell.folder / "model" / "big").write_bytes(bytes(5 << 20))
-    shell.run("add", "model", "--uuid", UUIDS[2]).ok  # noqa: B018
+    shell.prepare("add", "model", "--uuid", UUIDS[2])
     first = shell.start("export", UUIDS[2], "-", stdout=subprocess.PIPE)
     first.stdout.close()
     _, err = first.communicate(timeout=60)
@@ -97,7 +97,7 @@ def test_wrong_words(shell, words, code, message):
 
 
 def test_a_compressed_file_is_named(shell):
-    shell.run("export", UUIDS[0], "x.tar").ok  # noqa: B018
+    shell.prepare("export", UUIDS[0], "x.tar")
     subprocess.run(["gzip", shell.folder / "x.tar"], check=True)
     ended = shell.run("import", "x.tar.gz")
     assert ended.code == 2 and "x.tar.gz is compressed: decompress it into `cas import -`" in ended.line

@@ -52,7 +52,7 @@ def test_download_asks_the_master_that_is_named(shell, master, selector, uuid, p
 
 
 def test_what_was_seen_is_listed_and_what_was_fetched_is_here(shell, master):
-    shell.run("-m", master.url, "trial", "download", "7", "--best").ok  # noqa: B018
+    shell.prepare("-m", master.url, "trial", "download", "7", "--best")
     master.stop()
 
     rows = json.loads(shell.run("ls", "--json").ok.out)["checkpoints"]
@@ -66,7 +66,7 @@ def test_what_was_seen_is_listed_and_what_was_fetched_is_here(shell, master):
 
 @pytest.mark.slow  # a master that is gone is asked again for a while
 def test_offline_answers_from_what_was_seen(shell, master):
-    shell.run("-m", master.url, "trial", "download", "7", "--best").ok  # noqa: B018
+    shell.prepare("-m", master.url, "trial", "download", "7", "--best")
     url = master.url
     master.stop()
 
@@ -79,7 +79,7 @@ def test_offline_answers_from_what_was_seen(shell, master):
 
 
 def test_what_can_be_fetched_again_is_removed_without_a_question(shell, master):
-    shell.run("-m", master.url, "checkpoint", "download", UUIDS[0]).ok  # noqa: B018
+    shell.prepare("-m", master.url, "checkpoint", "download", UUIDS[0])
 
     ended = shell.run("rm", UUIDS[0]).ok
 
@@ -109,7 +109,7 @@ def test_a_refused_login_is_exit_8(shell, master):
 
 
 def test_an_id_that_two_registries_have_is_asked_about(shell, master):
-    shell.run("-m", master.url, "trial", "download", "7", "--best").ok  # noqa: B018
+    shell.prepare("-m", master.url, "trial", "download", "7", "--best")
     (shell.folder / "model").mkdir()
     (shell.folder / "model" / "weights").write_text("mine")
     searcher = ["--searcher-metric", "loss", "--smaller-is-better", "yes", "--metric", "loss=1"]

@@ -59,10 +59,10 @@ def test_pull_tag_view_describe_rm(shell, place, tmp_path):
 
 def test_a_name_is_taken_wherever_a_uuid_is(tmp_path):
     shell = stocked_shell(tmp_path)
-    shell.run("tag", "best/one", UUIDS[0]).ok  # noqa: B018
+    shell.prepare("tag", "best/one", UUIDS[0])
     assert "here already: 1.0 KiB" in shell.run("plan", "best/one").ok.out
     assert UUIDS[0] in shell.run("publish", "best/one").line  # it was added: there is nowhere to publish
-    shell.run("export", "best/one", "one.tar").ok  # noqa: B018
+    shell.prepare("export", "best/one", "one.tar")
     assert "  trusted: 2 files" in shell.run("trust", "best/one").ok.out
     assert shell.run("trial", "download", "1", "--uuid", "best/one", "-o", "a", "-q").ok.out == "a\n"
     assert "belongs to trial 1" in shell.run("trial", "download", "2", "--uuid", "best/one").line

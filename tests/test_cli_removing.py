@@ -168,7 +168,7 @@ def test_what_a_view_shows_is_kept_for_a_while(shell):
 
 
 def test_prune_takes_a_name_and_no_registry_that_is_not_there(shell):
-    shell.run("tag", "best", UUIDS[1]).ok  # noqa: B018
+    shell.prepare("tag", "best", UUIDS[1])
     planned = json.loads(shell.run("prune", "best", "--yes", "--dry-run", "--json").ok.out)
     assert [one["uuid"] for one in planned["going"] + [one for one in planned["staying"] if one["chosen"]]] == [
         UUIDS[1]

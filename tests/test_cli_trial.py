@@ -44,7 +44,7 @@ def write(folder: Path, **files: str) -> Path:
 
 def add(shell: Shell, uuid: str, *words: str) -> None:
     write(shell.folder / "model", weights=uuid)
-    shell.run("add", "model", "--uuid", uuid, "--experiment", "1", "--trial", "1", *words).ok  # noqa: B018
+    shell.prepare("add", "model", "--uuid", uuid, "--experiment", "1", "--trial", "1", *words)
 
 
 @pytest.fixture

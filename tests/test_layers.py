@@ -253,7 +253,7 @@ def test_commands_see_what_is_below(tmp_path: Path) -> None:
     assert UUIDS[0] in below.run("ls").ok.out
     folder = below.run("view", UUIDS[0]).ok.out.strip()
     assert Path(folder, "common").read_bytes() == b"c" * 1000
-    below.run("trial", "download", "1", "--best", "-o", "out").ok  # noqa: B018
+    below.prepare("trial", "download", "1", "--best", "-o", "out")
     assert (tmp_path / "out" / "own").read_bytes() == b"1" * 10
     assert list((below.home / "blobs").glob("??/*")) == []
 

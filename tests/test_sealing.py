@@ -364,7 +364,7 @@ def test_the_command_seals_and_undoes(shell: Shell) -> None:
     assert told["sealed"] and told["was_sealed"] and told["incomplete"] == []
     assert "is open again" in shell.run("seal", "--undo").ok.out
     assert json.loads(shell.run("seal", "--undo", "--json").ok.out)["was_sealed"] is False
-    shell.run("add", "model").ok  # noqa: B018
+    shell.prepare("add", "model")
 
 
 def test_wrong_words_to_seal_are_one_line(shell: Shell) -> None:
@@ -391,7 +391,7 @@ def test_share_makes_a_groups_store_and_ends_that(shell: Shell) -> None:
     assert view.is_relative_to(shell.home / "views" / str(os.geteuid()))
     told = json.loads(shell.run("share", "--private", "--json").ok.out)
     assert told["group"] is None and shell.home.stat().st_mode & 0o7777 == 0o700
-    shell.run("check", "--deep").ok  # noqa: B018
+    shell.prepare("check", "--deep")
 
 
 def test_wrong_words_to_share_are_one_line(shell: Shell) -> None:
@@ -399,7 +399,7 @@ def test_wrong_words_to_share_are_one_line(shell: Shell) -> None:
     assert result.code == 2 and "there is no group 'no-such-group'" in result.line
     for words in (("share", "--group"), ("share", "--group", "root", "--private"), ("share", "x")):
         assert shell.run(*words).code == 2
-    shell.run("seal").ok  # noqa: B018
+    shell.prepare("seal")
     assert "is sealed" in shell.run("share").line
 
 
