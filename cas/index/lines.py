@@ -192,6 +192,8 @@ def _append(path: Path, data: bytes, *, durable: bool) -> bool:
 def _append_once(fd: int, data: bytes) -> bytes:
     """Append lines with one write; return those that are not whole in the file, to be written again.
 
+    What is there of one that is not whole becomes empty lines, which no reader counts: that needs no room.
+
     Another process may be killed in the middle of its own write, between our look at the end and our write: then our
     first line stands behind the half of one, and would be lost.
     """
@@ -199,7 +201,11 @@ def _append_once(fd: int, data: bytes) -> bytes:
     if size and os.pread(fd, 1, size - 1) != b"\n":
         data = b"\n" + data
     count = disk.write_once(fd, data)
-    start = os.lseek(fd, 0, os.SEEK_CUR) - count
+    end = os.lseek(fd, 0, os.SEEK_CUR)
+    start = end - count
+    whole = data.rfind(b"\n", 0, count) + 1
+    if whole < count:  # the disk is full
+        disk.overwrite(fd, b"\n" * (count - whole), start + whole)
     if start > 0 and not data.startswith(b"\n") and os.pread(fd, 1, start - 1) != b"\n":
         return data
-    return data[data.rfind(b"\n", 0, count) + 1 :] if count < len(data) else b""
+    return data[whole:]

@@ -47,7 +47,18 @@ from cas.index.disk.naming import (
     unlink,
 )
 from cas.index.disk.steps import Observer, freeze, observe, step, thaw
-from cas.index.disk.writing import create, open_append, set_mode, sync, truncate, write, write_at, write_new, write_once
+from cas.index.disk.writing import (
+    create,
+    open_append,
+    overwrite,
+    set_mode,
+    sync,
+    truncate,
+    write,
+    write_at,
+    write_new,
+    write_once,
+)
 
 __all__ = [
     "COPY_WINDOW",
@@ -78,6 +89,7 @@ __all__ = [
     "observe",
     "open_append",
     "open_file",
+    "overwrite",
     "read_file",
     "read_start",
     "reflink",

@@ -83,6 +83,19 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 @is_step
+def overwrite(fd: int, data: bytes, offset: int) -> None:
+    """Write all of the data over bytes that are there, through a descriptor that was opened for appending."""
+    import fcntl
+
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)  # with it, all that is written goes to the end
+    try:
+        write_at(fd, data, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+@is_step
 def truncate(fd: int, size: int) -> None:
     """Set a file's length; what is new reads as zeros."""
     os.ftruncate(fd, size)
