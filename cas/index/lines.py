@@ -201,8 +201,7 @@ def _append_once(fd: int, data: bytes) -> bytes:
     if size and os.pread(fd, 1, size - 1) != b"\n":
         data = b"\n" + data
     count = disk.write_once(fd, data)
-    end = os.lseek(fd, 0, os.SEEK_CUR)
-    start = end - count
+    start = os.lseek(fd, 0, os.SEEK_CUR) - count
     whole = data.rfind(b"\n", 0, count) + 1
     if whole < count:  # the disk is full
         disk.overwrite(fd, b"\n" * (count - whole), start + whole)

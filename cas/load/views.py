@@ -39,8 +39,8 @@ from cas.load.names import check_names
 log = logging.getLogger("cas.load")
 
 # Files up to this size (bytes) are copied: one block each, and tiny files (an empty `__init__.py`) are the ones that
-# thousands of checkpoints share, where ext4 stops at 65,000 names of one file. Copying one costs about 60 us against
-# 30 us for a link (tests/test_views.py makes 10,000 of either).
+# thousands of checkpoints share, where ext4 stops at 65,000 names of one file. It takes a little longer: a view of
+# 10,000 files of 400 bytes was made in 0.65 s where one of 10,000 links took 0.56 s.
 SMALL = 4096
 
 _FORMAT = 1

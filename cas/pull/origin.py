@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cas.checkpoint")
 
-
 # The way to the storage is closed: no credentials, nobody answers, nothing installed that speaks with it.
 _CLOSED = (NotAllowedError, OfflineError, TransientRemoteError, UsageError)
 

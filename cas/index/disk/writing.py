@@ -18,7 +18,7 @@ _NOT_OURS = "is another user's, or no plain file; move it away"
 @is_step
 def create(path: Path | str, mode: int = 0o600) -> int:
     """Create a new file, which must not exist, for reading and writing; return its descriptor."""
-    if not is_shared(path):
+    if not is_shared(path):  # nearly all, and the way there costs more than the question
         return os.open(path, _NEW, mode)
     with Way(path) as (name, folder):
         fd = os.open(name, _NEW, mode, dir_fd=folder)
@@ -82,7 +82,6 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-@is_step
 def overwrite(fd: int, data: bytes, offset: int) -> None:
     """Write all of the data over bytes that are there, through a descriptor that was opened for appending."""
     import fcntl
