@@ -258,6 +258,18 @@ def test_a_lost_manifest_is_made_again_from_its_view(store: Store, settings: Set
     assert store.resolve("local", UUID) == manifest and is_sound(store)
 
 
+@pytest.mark.root
+def test_a_view_that_links_to_a_colleagues_blob_says_as_much_as_any_other(store: Store, settings: Settings) -> None:
+    manifest = tagged(store, UUID, FILES)
+    os.chown(blob(store, "model"), 12345, -1)
+    tree = make_view(store, manifest).path
+    damage(tree / "code/a.py")
+    assert Kind.DAMAGED_VIEW in [problem.kind for problem in repairing.check(store, deep=True).problems]
+    make_view(store, manifest)
+    store.layout.manifest(manifest.digest).unlink()
+    assert "made again from" in repaired(store, settings)[Kind.MISSING_MANIFEST]
+
+
 def test_a_damaged_manifest_is_made_again_from_a_downloaded_folder(
     store: Store, settings: Settings, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ Nothing here is believed: who uses it hashes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from cas.index.digest import Digest
 from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
 from cas.index.once import once
 from cas.index.paths import RelativePath
+from cas.index.stamps import Stamp, StampedFiles
 from cas.index.store import Store
 
 _EXTRA = "metadata.json"  # may be in a download without being in the manifest
@@ -39,19 +39,13 @@ def peek_manifest(store: Store, digest: Digest) -> Manifest | None:
     return Manifest.parse(data) if Digest.of(data) == digest else None
 
 
-def stamped_views(store: Store) -> Iterator[tuple[str, Path, list[tuple[Any, Any, Any, Any]]]]:
-    """Yield of each view its name, its tree, and what its stamp says of files: path, kind, size, hex; not believed."""
+def stamped_views(store: Store) -> Iterator[tuple[str, Path, StampedFiles]]:
+    """Yield of each view its name, its tree, and what its stamp says of files; not believed."""
     views = store.layout.views
     for name in disk.names(views):
-        try:
-            stamp = json.loads(disk.read_file(views / name / "stamp.json", MAX_BYTES))
-            yield (
-                name,
-                views / name / "tree",
-                [(path, kind, size, hex) for path, kind, size, _, _, hex in stamp["files"]],
-            )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
+        stamp = Stamp.read(views / name)
+        if stamp is not None:
+            yield name, views / name / "tree", stamp.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +119,8 @@ class Copies:
         return [*self._views(), *self._targets()]
 
     def _views(self) -> Iterator[_Tree]:
-        for name, folder, rows in stamped_views(self._store):
-            if (files := _plain((path, size, hex) for path, _, size, hex in rows)) is not None:
+        for name, folder, said in stamped_views(self._store):
+            if (files := _plain(zip(said.paths, said.sizes, said.digests, strict=True))) is not None:
                 yield _Tree(name, folder, files)
 
     def _targets(self) -> Iterator[_Tree]:

@@ -15,24 +15,23 @@ it stays, until that process ends or leaves it (`store.leases.leave`).
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from cas.errors import CasError, CheckpointNotFoundError, UnsafeNameError
-from cas.index import disk, place
+from cas.index import disk, place, stamps
 from cas.index.blobs import Located
 from cas.index.digest import Digest
 from cas.index.disk import Signature
 from cas.index.doors import door
 from cas.index.home import OVERLAYS
-from cas.index.manifest import MAX_BYTES, FileEntry, Manifest
+from cas.index.manifest import FileEntry, Manifest
 from cas.index.mounts import file_system
 from cas.index.paths import parents_of
+from cas.index.stamps import Stamp, StampedFiles
 from cas.index.store import Store, explained
 from cas.load.names import check_names
 
@@ -43,7 +42,6 @@ log = logging.getLogger("cas.load")
 # 10,000 files of 400 bytes was made in 0.65 s where one of 10,000 links took 0.56 s.
 SMALL = 4096
 
-_FORMAT = 1
 _ATTEMPTS = 5  # to publish, while other processes publish and remove the same view
 
 
@@ -128,10 +126,21 @@ def use_view(store: Store, digest: Digest) -> ViewReport | None:
 def find_view(store: Store, digest: Digest) -> ViewReport | None:
     """Return the view of a manifest if it is there and can be believed by its stamp; only looks."""
     folder = store.layout.view(digest)
-    stamp = _Stamp.read(folder / "stamp.json")
-    if stamp is None or not stamp.usable or not stamp.holds(store, folder / "tree", hashing=not stamp.this_boot):
+    stamp = Stamp.read(folder)
+    if stamp is None or not stamp.usable or not _holds(store, stamp, folder, hashing=not stamp.this_boot):
         return None
-    return stamp.report(folder / "tree", reused=True)
+    return _report(stamp, folder, reused=True)
+
+
+def _holds(store: Store, stamp: Stamp, folder: Path, *, hashing: bool) -> bool:
+    return stamp.holds(store.home, store.owners, folder / "tree", hashing=hashing)
+
+
+def _report(stamp: Stamp, folder: Path, *, reused: bool) -> ViewReport:
+    kinds = stamp.files.kinds
+    mode = LinkMode.SYMLINK if {"symlink", "layer"} & set(kinds) else LinkMode.HARDLINK
+    copied = kinds.count("copy")
+    return ViewReport(folder / "tree", mode, len(kinds) - copied, copied, reused)
 
 
 def _find_blobs(store: Store, manifest: Manifest, *, larger_than: int = -1) -> dict[Digest, Located]:
@@ -154,101 +163,10 @@ def _find_blobs(store: Store, manifest: Manifest, *, larger_than: int = -1) -> d
     return found
 
 
-# --- the stamp -------------------------------------------------------------------------------------------------
-
-
-# What a stamp says of one file: its path; link, symlink, copy, or layer (a symlink out of the home); the signature
-# (size, modification time, inode); the hex of its digest; maybe the time of its last change. Lists as they stand in the
-# JSON: ten thousand of them are read in milliseconds.
-_Row = list[Any]
-_PATH, _KIND, _HEX, _CHANGED = 0, 1, 5, 6
-
-
-def _row(path: str, kind: str, signature: Signature, digest: Digest) -> _Row:
-    changed = [signature.changed] if signature.changed else []
-    return [path, kind, signature.size, signature.mtime_ns, signature.inode, digest.hex, *changed]
-
-
-def _signature_of(row: _Row) -> Signature:
-    return Signature(*row[2:5], *row[_CHANGED:])
-
-
-@dataclass(frozen=True, slots=True)
-class _Stamp:
-    boot: str | None
-    sealed: bool  # the linked blobs were, so their signatures count in later boots too
-    folders: dict[str, int]  # relative path -> mtime_ns: tells of names that were added
-    files: list[_Row]
-
-    @classmethod
-    def read(cls, path: Path) -> _Stamp | None:
-        """Return a stamp, or None if there is none that is whole."""
-        try:
-            data = json.loads(disk.read_file(path, MAX_BYTES))
-            if data["format"] != _FORMAT:
-                return None
-            return cls(data["boot"], data["sealed"], dict(data["folders"]), list(data["files"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def write(self, path: Path) -> None:
-        data = {"cas": "view", "format": _FORMAT, "boot": self.boot, "sealed": self.sealed}
-        text = json.dumps({**data, "folders": self.folders, "files": self.files}, separators=(",", ":"))
-        fd = disk.create(path, 0o644)
-        try:
-            disk.write(fd, text.encode("utf-8"))
-        finally:
-            os.close(fd)
-
-    @property
-    def this_boot(self) -> bool:
-        return self.boot is not None and self.boot == disk.boot_id()
-
-    @property
-    def usable(self) -> bool:
-        return self.this_boot or self.sealed is True
-
-    def holds(self, store: Store, tree: Path, *, hashing: bool) -> bool:
-        """Whether every file is as the stamp says, and links lead to the blobs that have their names now.
-
-        `hashing`: the copies, which are small and were never synced, are read too.
-        """
-        blobs, trust = os.fspath(store.home / "blobs"), store.owners.trust
-        root = None
-        try:
-            root = os.open(tree, os.O_RDONLY | os.O_CLOEXEC)  # ten thousand names below it need not be walked to
-            for folder, mtime in self.folders.items():
-                if os.stat(folder, dir_fd=root, follow_symlinks=False).st_mtime_ns != mtime:
-                    return False
-            for path, kind, size, mtime, inode, hex, *changed in self.files:
-                found = os.stat(path, dir_fd=root)
-                if found.st_ino != inode or found.st_mtime_ns != mtime or found.st_size != size:
-                    return False
-                if changed != ([] if trust(found) else [found.st_ctime_ns]):
-                    return False
-                if kind == "copy":
-                    if hashing and Digest.of_file(f"{tree}/{path}").hex != hex:
-                        return False
-                elif kind != "layer" and os.stat(f"{blobs}/{hex[:2]}/{hex[2:]}").st_ino != inode:
-                    return False  # the blob was damaged and repaired: this is the bad one's inode
-        except (OSError, ValueError, TypeError):  # it is gone, or the stamp makes no sense
-            return False
-        finally:
-            if root is not None:
-                os.close(root)
-        return True
-
-    def report(self, tree: Path, *, reused: bool) -> ViewReport:
-        kinds = [row[_KIND] for row in self.files]
-        mode = LinkMode.SYMLINK if {"symlink", "layer"} & set(kinds) else LinkMode.HARDLINK
-        copied = kinds.count("copy")
-        return ViewReport(tree, mode, len(kinds) - copied, copied, reused)
-
-
 # --- building --------------------------------------------------------------------------------------------------
 
 
-def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Located], folder: Path) -> _Stamp:
+def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Located], folder: Path) -> Stamp:
     """Make the whole view in a folder of ours, and its stamp."""
     tree = folder / "tree"
     disk.make_folder(tree, 0o755)
@@ -258,13 +176,15 @@ def _build(store: Store, manifest: Manifest, blobs: dict[Digest, Located], folde
     for name in sorted(names):
         disk.make_folder(tree / name, 0o755)
     linker = _Linker(store, blobs, tree, store.layout.view(manifest.digest) / "tree", symlinks=_only_symlinks(store))
-    files = [linker.add(entry) for entry in manifest.files]
+    files = StampedFiles.none()
+    for entry in manifest.files:
+        files.add(*linker.add(entry))
     folders = {}
     for name in sorted(names, reverse=True):  # the innermost first: in a closed folder nothing can be made
         folders[name] = _close(tree / name)
     folders["."] = _close(tree)
-    stamp = _Stamp(disk.boot_id(), _all_sealed(store, files), folders, files)
-    stamp.write(folder / "stamp.json")
+    stamp = Stamp(disk.boot_id(), _all_sealed(store, files), folders, files)
+    stamp.write(folder)
     return stamp
 
 
@@ -289,19 +209,20 @@ class _Linker:
         self._names = os.fspath(store.home / "blobs")
         self._symlinks = symlinks
 
-    def add(self, entry: FileEntry) -> _Row:
+    def add(self, entry: FileEntry) -> tuple[str, str, Digest, Signature]:
+        """Put a file there; return what the stamp is to say of it."""
         assert entry.digest is not None  # _find_blobs has seen to it
         path = f"{self._tree}/{entry.path}"
         try:
             if entry.size <= SMALL:
-                return _row(entry.path, "copy", self._copy_small(entry, entry.digest, path), entry.digest)
+                return entry.path, "copy", entry.digest, self._copy_small(entry, entry.digest, path)
             blob, signature = self._blobs[entry.digest]
             if entry.executable:
-                return _row(entry.path, "copy", self._copy_large(blob, path), entry.digest)
+                return entry.path, "copy", entry.digest, self._copy_large(blob, path)
             kind = self._link(blob, path, entry.path)
             if signature.changed:  # another name is a change, too
                 signature = self._store.owners.signature(os.stat(blob))
-            return _row(entry.path, kind, signature, entry.digest)
+            return entry.path, kind, entry.digest, signature
         except FileNotFoundError as error:
             raise AbsentBlobsError((entry.digest,), (entry.path,)) from error
 
@@ -366,8 +287,8 @@ class _Linker:
         return os.path.relpath(blob, final.parent) if final.is_relative_to(self._store.home) else blob
 
 
-def _all_sealed(store: Store, files: list[_Row]) -> bool:
-    return store.blobs.are_sealed({Digest(row[_HEX]): _signature_of(row) for row in files if row[_KIND] != "copy"})
+def _all_sealed(store: Store, files: StampedFiles) -> bool:
+    return store.blobs.are_sealed({Digest(hex): signature for hex, signature in files.linked()})
 
 
 def _only_symlinks(store: Store) -> bool:
@@ -385,20 +306,20 @@ def _renew(store: Store, digest: Digest, scratch: Path) -> ViewReport | None:
     folder = store.layout.view(digest)
     if not store.leases.enter(digest):
         return None
-    old = _Stamp.read(folder / "stamp.json")
-    if old is None or not old.holds(store, folder / "tree", hashing=True):
+    old = Stamp.read(folder)
+    if old is None or not _holds(store, old, folder, hashing=True):
         store.leases.leave(digest)
         return None
-    stamp = _Stamp(disk.boot_id(), _all_sealed(store, old.files), old.folders, old.files)
-    stamp.write(scratch / "stamp.json")
+    stamp = Stamp(disk.boot_id(), _all_sealed(store, old.files), old.folders, old.files)
+    stamp.write(scratch)
     try:
-        disk.rename(scratch / "stamp.json", folder / "stamp.json")
+        disk.rename(scratch / stamps.NAME, folder / stamps.NAME)
     except OSError as error:
         log.info("cannot renew the stamp of %s: %s", folder, error)
-    return stamp.report(folder / "tree", reused=True)
+    return _report(stamp, folder, reused=True)
 
 
-def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewReport:
+def _publish(store: Store, digest: Digest, built: Path, stamp: Stamp) -> ViewReport:
     """Give a built view its name; one that another process published in between is used instead of ours."""
     folder = store.layout.view(digest)
     disk.make_folder(folder.parent)
@@ -409,7 +330,7 @@ def _publish(store: Store, digest: Digest, built: Path, stamp: _Stamp) -> ViewRe
             with door(folder) as other:
                 try:
                     disk.rename(built, folder)
-                    return stamp.report(folder / "tree", reused=False)
+                    return _report(stamp, folder, reused=False)
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                         raise

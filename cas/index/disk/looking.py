@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +95,16 @@ def forget_cached(fd: int) -> None:
     """Let the next read of a file come from the disk: what is in memory, written and unused, is dropped."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """Keep a folder open, so that the many names below it need not be walked to from the root."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def names(folder: Path) -> list[str]:
