@@ -20,7 +20,8 @@ from stores import ROOT, damage, lies
 from cas.errors import ContentError, DigestMismatchError, NoSpaceError
 from cas.index import disk, lines
 from cas.index.digest import Digest
-from cas.index.ingest import Ingest, Staging
+from cas.index.ingest import Ingest
+from cas.index.staging import Staging
 from cas.index.store import Store
 
 
@@ -68,7 +69,7 @@ def test_the_file_of_an_ingest_is_nobody_elses(store: Store, staging: Staging) -
     with staging.ingest(1) as one, staging.ingest(1) as two:
         assert one.path != two.path
         with pytest.raises(FileExistsError):
-            Ingest(one.path, store.blobs, size=1, source=None, followers=(), resume=False)
+            Ingest(one.path, store.blobs, size=1, source=None, followers=())
 
 
 def test_other_bytes_than_expected_are_not_published(store: Store) -> None:

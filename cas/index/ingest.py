@@ -14,16 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
-import re
-import secrets
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import blake3
 import xxhash
@@ -31,7 +27,7 @@ import xxhash
 from cas.errors import ContentError, DigestMismatchError
 from cas.index import disk, lines
 from cas.index.digest import Digest
-from cas.index.locks import Claim, is_abandoned
+from cas.index.range_writer import RangeWriter
 from cas.index.ranges import Range, Ranges
 
 log = logging.getLogger("cas.index")
@@ -44,9 +40,6 @@ _WINDOW = 1 << 20
 # hashed it when nothing else was left to do: 0.2 to 0.35 s at the end of a pull, and 0.05 with it.
 _BEHIND = 64 << 20
 _MOVED = 4 << 20  # bytes in memory while a range is moved on a full disk
-_STAGING = re.compile(r"[0-9a-f]{16}")
-PARTS = "parts"  # the file that names the folders of `ingest/` in which a piece of work is done
-_MOST_PARTS = 64 << 20  # bytes of it that are read
 
 
 class Follower(Protocol):
@@ -63,77 +56,11 @@ class Publisher(Protocol):
         """Give a finished, hashed file its name in the store."""
 
 
-class Staging:
-    """One process's folder of partial files for one piece of work; removed at the end, left by a kill."""
+class Left(NamedTuple):
+    """A folder in which interrupted transfers may have left ranges."""
 
-    def __init__(self, folder: Path, publisher: Publisher, *, leases: bool = False) -> None:
-        self._publisher = publisher
-        self._leases = leases  # whether locks tell nothing here: whose process is dead is seen by its age alone
-        self._numbers = itertools.count()
-        self.folder = folder / secrets.token_hex(8)
-        disk.make_folder(self.folder, 0o700)
-        self._claim = Claim(self.folder / "claim")
-
-    def ingest(
-        self,
-        size: int | None = None,
-        *,
-        source: str | None = None,
-        followers: tuple[Follower, ...] = (),
-        resume: bool = True,
-    ) -> Ingest:
-        """Start one file. With a `source`, its ranges are journaled, and with `resume` those of others taken over."""
-        path = self.folder / f"{next(self._numbers)}.data"
-        return Ingest(path, self._publisher, size=size, source=source, followers=followers, resume=resume)
-
-    def put(self, data: bytes) -> Digest:
-        """Store bytes in memory as a blob: what a small file needs, and no more."""
-        digest = Digest.of(data)
-        path = self.folder / f"{next(self._numbers)}.data"
-        fd = disk.create(path, 0o444)
-        try:
-            disk.write(fd, data)
-            self._publisher.publish(path, fd, digest, durable=False)
-        finally:
-            os.close(fd)
-            disk.unlink(path)
-        return digest
-
-    def name_parts(self, folders: Iterable[Path]) -> None:
-        """Say in which other folders of `ingest/` this work is done, for those who wait for its progress."""
-        fd = disk.create(self.folder / PARTS)
-        try:
-            disk.write(fd, "".join(f"{folder.name}\n" for folder in folders).encode())
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        """Remove the folder, and those of dead processes that worked on the same."""
-        self._claim.release()
-        dead = [other for other in _siblings(self.folder) if is_abandoned(other / "claim", by_age=self._leases)]
-        for folder in (self.folder, *dead):
-            try:
-                disk.remove_tree(folder)
-            except OSError as error:  # a file that is open stays, on NFS, under another name: it goes the next time
-                log.info("%s is not removed now: %s", folder, error)
-        with contextlib.suppress(OSError):
-            self.folder.parent.rmdir()
-
-    def abandon(self) -> None:
-        """Leave the folder for whoever resumes the work, if anything in it can be resumed."""
-        self._claim.release()
-        if not any(name.endswith(".journal") for name in disk.names(self.folder)):
-            with contextlib.suppress(OSError):  # a thread that comes too late
-                disk.remove_tree(self.folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abandon()
+    folder: Path
+    is_dead: bool  # its process has ended: what is taken from there may be removed
 
 
 class Ingest:
@@ -147,7 +74,7 @@ class Ingest:
         size: int | None,
         source: str | None,
         followers: tuple[Follower, ...],
-        resume: bool,
+        left: Iterable[Left] = (),
     ) -> None:
         if source is not None and size is None:
             raise ValueError("an ingest with a source needs a size")
@@ -166,17 +93,16 @@ class Ingest:
         self._fd = disk.create(path)
         if source is not None and size is not None:
             try:
-                self._start_journal(source, size, resume=resume)
+                self._start_journal(source, size, left)
             except BaseException:
                 self._close()
                 raise
 
-    def _start_journal(self, source: str, size: int, *, resume: bool) -> None:
+    def _start_journal(self, source: str, size: int, left: Iterable[Left]) -> None:
         disk.truncate(self._fd, size)
         self._journal = self.path.with_suffix(".journal")
         lines.append(self._journal, [{"source": source, "size": size}])
-        if resume:
-            self._take_over(source, size)
+        self._take_over(source, size, left)
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -430,14 +356,9 @@ class Ingest:
 
     # --- resuming ------------------------------------------------------------------------------------------
 
-    def _take_over(self, source: str, size: int) -> None:
-        """Copy the whole, proven ranges of other transfers of the same source into our own file.
-
-        Those that lie in our own folder were left by this process.
-        """
-        mine = self.path.parent
-        for folder in (mine, *_siblings(mine)):
-            is_dead = folder == mine or is_abandoned(folder / "claim")
+    def _take_over(self, source: str, size: int, left: Iterable[Left]) -> None:
+        """Copy the whole, proven ranges of other transfers of the same source into our own file."""
+        for folder, is_dead in left:
             for name in disk.names(folder):
                 if name.endswith(".journal") and folder / name != self._journal:
                     with contextlib.suppress(OSError):
@@ -500,104 +421,3 @@ def _span(entry: Mapping[str, Any], size: int) -> tuple[int, int, str] | None:
     if isinstance(start, int) and isinstance(end, int) and isinstance(proof, str) and 0 <= start < end <= size:
         return start, end, proof
     return None
-
-
-class RangeWriter:
-    """One range of an ingest, written in order by one thread. It has a descriptor of its own, so that a thread that
-    comes too late writes into the abandoned file and nowhere else.
-    """
-
-    def __init__(self, ingest: Ingest, fd: int, start: int, end: int) -> None:
-        self._ingest = ingest
-        self._fd = fd
-        self._start = start
-        self._at = start
-        self._end = end
-        self._proof = xxhash.xxh3_64()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the next bytes.
-
-        Raises:
-            ContentError: more than the range holds.
-        """
-        view = memoryview(data).cast("B")
-        if self._at + len(view) > self._end:
-            raise ContentError(f"more bytes than the range from {self._start} to {self._end} holds")
-        disk.write_at(self._fd, view, self._at)
-        self._saw(view)
-
-    def copy_from(self, source: int, length: int) -> None:
-        """Copy the next bytes from the same place in another file, sharing its blocks where the disk can.
-
-        Raises:
-            EOFError: that file is shorter.
-        """
-        end = min(self._at + length, self._end)
-        disk.copy_range(source, self._fd, self._at, end - self._at)
-        buffer = memoryview(bytearray(min(_WINDOW, max(end - self._at, 1))))
-        while self._at < end:
-            count = os.preadv(self._fd, [buffer[: end - self._at]], self._at)
-            if not count:
-                raise EOFError("the copy was cut short")
-            self._saw(buffer[:count])
-
-    def _saw(self, view: memoryview) -> None:
-        self._proof.update(view)
-        self._ingest.hash_now(self._at, view)
-        self._at += len(view)
-
-    @property
-    def left(self) -> int:
-        """How many bytes are still to be written."""
-        return self._end - self._at
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        os.close(self._fd)
-        self._fd = -1
-        if kind is not None or self.left:
-            self._ingest.keep_part(self._start, self._at, self._end, self._proof.hexdigest())
-        else:
-            self._ingest.note_range(self._start, self._end, self._proof.hexdigest())
-        if kind is None and self.left:
-            raise ContentError(f"{self.left} bytes of the range from {self._start} to {self._end} are missing")
-
-
-def activity(folder: Path) -> object:
-    """What changes while somebody works in the staging folders of a key, or in those that they name as their parts."""
-    parts: set[str] = set()
-    for name in disk.names(folder):
-        with contextlib.suppress(OSError, ValueError):
-            parts.update(disk.read_file(folder / name / PARTS, _MOST_PARTS).decode("ascii").split())
-    found = _files(folder)
-    for name in disk.names(folder.parent) if parts else ():
-        if name in parts:
-            found += _files(folder.parent / name)
-    return found
-
-
-def _files(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
-    for inner in disk.names(folder):  # whose own time tells of small files that have come and gone
-        for name in (".", *disk.names(folder / inner)):
-            with contextlib.suppress(OSError):
-                stat = (folder / inner / name).lstat()
-                found.append((f"{inner}/{name}", stat.st_size, stat.st_mtime_ns))
-    return found
-
-
-def _siblings(folder: Path) -> Iterator[Path]:
-    """Yield the folders that this user's other processes have for the same piece of work.
-
-    Not those of other users: what they say of their bytes proves nothing, and they are theirs to remove. And nothing
-    that is not named as `Staging` names its folders: what is removed is decided by it.
-    """
-    for name in disk.names(folder.parent):
-        if name != folder.name and _STAGING.fullmatch(name):
-            with contextlib.suppress(OSError):
-                found = (folder.parent / name).lstat()
-                if stat.S_ISDIR(found.st_mode) and disk.is_ours(found):
-                    yield folder.parent / name

@@ -19,7 +19,7 @@ from cas.index.digest import Digest
 from cas.index.doors import door
 from cas.index.facts import Facts
 from cas.index.home import Home
-from cas.index.ingest import Follower, Ingest, Staging, activity
+from cas.index.ingest import Follower, Ingest
 from cas.index.layout import GUARDED
 from cas.index.layout import check_uuid as check_uuid
 from cas.index.leases import Leases
@@ -29,6 +29,7 @@ from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
 from cas.index.sqlindex import SqlIndex
+from cas.index.staging import Staging, activity
 from cas.index.trees import Trees
 
 log = logging.getLogger("cas.index")

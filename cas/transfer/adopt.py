@@ -10,8 +10,9 @@ from cas.config import Settings
 from cas.errors import ChangedError, NotFoundError, UsageError
 from cas.index.digest import Digest
 from cas.index.disk import Signature
-from cas.index.ingest import Ingest, Staging
+from cas.index.ingest import Ingest
 from cas.index.manifest import FileEntry, Manifest
+from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer.folder import FolderRemote, one_file
 from cas.transfer.progress import Advance, drawer

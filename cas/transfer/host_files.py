@@ -8,9 +8,10 @@ from typing import Any
 
 from cas.errors import ContentError, DigestMismatchError
 from cas.index.digest import Digest
-from cas.index.ingest import Ingest, Staging
+from cas.index.ingest import Ingest
 from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
+from cas.index.staging import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY, Verifier
 from cas.transfer.exchange import Block, Part, Round

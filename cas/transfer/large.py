@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 from cas.errors import ChangedError, DigestMismatchError
 from cas.index.digest import Digest
-from cas.index.ingest import Ingest, RangeWriter, Staging
+from cas.index.ingest import Ingest
+from cas.index.range_writer import RangeWriter
 from cas.index.ranges import Range
+from cas.index.staging import Staging
 from cas.transfer.checksums import LENGTH_ONLY, Verifier, choose
 from cas.transfer.copying import Copier
 from cas.transfer.donations import Donation, plan_file

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from cas.errors import ChangedError, ContentError, RemoteError
-from cas.index.ingest import Staging
+from cas.index.staging import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY
 from cas.transfer.hints import Hints
