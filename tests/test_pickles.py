@@ -193,16 +193,21 @@ def _with_state(state: object) -> bytes:
     [
         _with_state({"_take": 1}),
         _with_state((None, {"_take": 1, "__defaults__": (1,)})),
-        b"\x80\x02ctorch.storage\n_load_from_bytes\n)R.",
         b"\x80\x02ctorch.storage\n_load_from_bytes\nK\x01\x85R.",
-        b"\x80\x02ctorch.storage\n_load_from_bytes\n)\x81.",
         b"cbuiltins\ngetattr\n(ctorch.storage\n_load_from_bytes\nX\x0b\x00\x00\x00__globals__tR.",
         b"cbuiltins\ngetattr\n(ctorch.storage\n_load_from_bytes\nX\x05\x00\x00\x00_taketR.",
     ],
-    ids=range(7),
+    ids=range(5),
 )
 def test_what_loads_a_tensors_memory_cannot_be_turned_to_something_else(folder: Path, trace: Path, data: bytes) -> None:
     refused(folder, data, trace)
+
+
+@pytest.mark.parametrize("code", [b")R.", b")\x81."], ids=range(2))
+def test_what_loads_a_tensors_memory_loads_nothing_without_bytes(folder: Path, code: bytes) -> None:
+    (folder / "model.pkl").write_bytes(b"\x80\x02ctorch.storage\n_load_from_bytes\n" + code)
+    with pytest.raises(ContentError, match="not a pickle that can be read to its end"):
+        load_folder(folder)
 
 
 def test_a_file_of_torch_still_may_not_name_what_loads_bytes(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import shutil
 import uuid as uuids
 from collections.abc import Callable
@@ -10,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from assembled import named, pickled
 
 import cas
 from cas.actions.trusting import trust, trusted
 from cas.checkpoint import Checkpoint
 from cas.config import Settings
-from cas.errors import CheckpointNotFoundError, NotFoundError, UnsafeContentError, UsageError
+from cas.errors import CasError, CheckpointNotFoundError, NotFoundError, UnsafeContentError, UsageError
 from cas.index.store import store_of
+from cas.load.scanning import MAGIC
 from cas.registry.records import PULLED, CheckpointRecord
 from cas.transfer.adopt import ingest_folder
 
@@ -186,3 +190,22 @@ def test_verdict_about_functions_that_are_only_stored_is_remembered(tmp_path: Pa
     checkpoint = cas.add(folder_with(tmp_path, lambda f: torch.save(model, f / "model.pth")), settings=settings)
     for _ in range(2):
         assert checkpoint.load().extra == [numpy.linalg.norm]
+
+
+def test_verdict_on_a_plain_pickle_is_none_on_the_file_of_torch_with_the_same_bytes(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """Torch reads five pickles of a file from before 1.6, and an unpickler one."""
+    hostile = pickled({"w": named("torch.nn.modules.linear", "Linear")(2, 2)})
+    parts = [MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
+    data = b"".join(pickle.dumps(part, 2) for part in parts) + hostile + pickle.dumps([], 2)
+    kinds = []
+    for name in ("x.cloudpickle", "x.pt"):
+        kinds.append(tmp_path / name.partition(".")[2])
+        kinds[-1].mkdir()
+        (kinds[-1] / name).write_bytes(data)
+    as_pickle, as_torch = (cas.add(folder, settings=settings) for folder in kinds)
+    with contextlib.suppress(CasError):
+        as_pickle.load(encoding="utf-8")
+    with pytest.raises(UnsafeContentError, match="makes a torch"):
+        as_torch.load()

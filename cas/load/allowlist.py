@@ -49,9 +49,47 @@ def may_take_attribute(module: str, name: str, *, own: Callable[[str], bool] = l
     return module.startswith("torch.nn.modules.") or judge(module, name, own=own) is Verdict.VOUCHED
 
 
-def is_harmless_by_place(module: str) -> bool:
-    """Whether classes of a module are harmless for being in it, and not each by its name."""
+def is_harmless_by_place(module: str, home: str, name: str) -> bool:
+    """Whether a harmless name of a module is so for being in it, and not for itself; what it stands for, `name` of the
+    module `home`, may be something that the module has imported, and is to be judged.
+    """
+    is_operation = home == module or (home == "torch" and name.startswith("_VariableFunctionsClass."))
+    return has_plain_classes(module) or ("*" in _HARMLESS.get(module, frozenset()) and not is_operation)
+
+
+def has_plain_classes(module: str) -> bool:
+    """Whether the classes of a module are harmless, and pickled with no arguments: their values get a state."""
     return module.startswith(_HARMLESS_BELOW)
+
+
+def may_be_called(module: str, name: str) -> bool:
+    """Whether a pickle may call a harmless name: what makes values again. Operations are only ever stored in values:
+    some call what they are given, and others return it.
+    """
+    if module == "torch._utils":
+        return name.startswith("_rebuild_")
+    return name in _MAKERS.get(module, frozenset()) or (_is_class(name) and module not in _OPERATIONS)
+
+
+def may_be_changed(module: str, name: str) -> bool:
+    """Whether a pickle may give a state to what a harmless name has made."""
+    return name in _CHANGED.get(module, frozenset()) or (_is_class(name) and module not in _OPERATIONS | _FIXED)
+
+
+def may_be_filled(module: str, name: str) -> bool:
+    """Whether a pickle may put items into what a harmless name has made."""
+    return module == "collections" or (module, name) in _FILLED
+
+
+def may_wait(module: str, name: str) -> bool:
+    """Whether a pickle may store a call of a harmless name (`functools.partial`), which somebody makes later: an
+    operation, or a module with its arguments.
+    """
+    return has_plain_classes(module) or (module in _OPERATIONS and not may_be_called(module, name))
+
+
+def _is_class(name: str) -> bool:
+    return name.lstrip("_")[:1].isupper() and "." not in name
 
 
 def makes_again(module: str, name: str) -> bool:
@@ -67,7 +105,7 @@ def _is_harmless(module: str, name: str) -> bool:
     if name in names or ("*" in names and not name.startswith("_")):
         return True
     if module == "torch":
-        return name.endswith("Storage") or name.rstrip("0123456789") in _DTYPES
+        return name.endswith("Storage") or _DTYPE.fullmatch(name) is not None
     if module == "torch.cuda":
         return name.endswith("Storage")
     if module == "torch._utils":
@@ -109,7 +147,7 @@ _OPERATORS = _words(
 )
 
 # Names with which a pickle makes plain values; `*` stands for all that do not begin with an underscore. Of the
-# standard library nothing else is let through. (`functools.partial` calls something: but that is named as well.)
+# standard library nothing else is let through.
 _HARMLESS: dict[str, frozenset[str]] = {
     "builtins": _words(
         "bool bytearray bytes complex dict Ellipsis float frozenset getattr int list NotImplemented object range set"
@@ -160,14 +198,56 @@ _HARMLESS: dict[str, frozenset[str]] = {
         "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties"
         " TensorStorageMetadata _MEM_FORMAT_ENCODING"
     ),
-    "torch._utils": _words("_set_obj_state"),
     "torch.nn.functional": _words("*"),
     "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
     "torch.serialization": _words("_get_layout"),
     "torch.storage": _words("TypedStorage UntypedStorage"),
     "torch.utils.hooks": _words("BackwardHook RemovableHandle unserializable_hook"),
 }
-_DTYPES = _words("bfloat bool complex double float half int long qint quint short uint")
+_DTYPE = re.compile(
+    r"bool|chalf|double|half|long|short|(?:bfloat|complex|float|q?u?int|bits)\d*|(?:float[48]_e|(?:quint|bits)\dx)\w+"
+)
+
+# What is called by pickles, of harmless names that are no classes by their looks.
+_MAKERS: dict[str, frozenset[str]] = {
+    "builtins": _words("bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"),
+    "collections": _words("defaultdict deque"),
+    "copyreg": _words("_reconstructor __newobj__"),
+    "_codecs": _words("encode"),
+    "array": _words("_array_reconstructor array"),
+    "datetime": _words("date datetime time timedelta timezone"),
+    "functools": _words("partial"),
+    "logging": _words("getLogger"),
+    "operator": _words("itemgetter"),
+    "_operator": _words("itemgetter"),
+    "numpy": _words("dtype ndarray"),
+    "numpy.core.multiarray": _words("_reconstruct scalar"),
+    "numpy._core.multiarray": _words("_reconstruct scalar"),
+    "numpy.core.numeric": _words("_frombuffer"),
+    "numpy._core.numeric": _words("_frombuffer"),
+    "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
+    "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
+    "torch": _words("Generator Size Tensor device"),
+    "torch._C": _words("Generator"),
+    "torch._tensor": _words("_rebuild_from_type_v2"),
+    "torch.serialization": _words("_get_layout"),
+}
+# Where names are operations, or stand for types: a class among them is another module's.
+_OPERATIONS = _words("_operator math operator torch torch._C torch._C._nn torch.nn.functional typing")
+# Classes whose values are whole when they are made; tensors and their memory, and types of numpy, believe a state.
+_FIXED = _words("datetime decimal fractions numpy.dtypes pathlib torch.cuda torch.nn.parameter torch.storage zoneinfo")
+_CHANGED = {
+    "collections": _words("defaultdict deque"),
+    "functools": _words("partial"),
+    "numpy": _words("dtype ndarray"),
+    "numpy.core.multiarray": _words("_reconstruct"),
+    "numpy._core.multiarray": _words("_reconstruct"),
+    "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
+    "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
+    "torch": _words("Generator"),
+    "torch._C": _words("Generator"),
+}
+_FILLED = {("builtins", "dict"), ("builtins", "list"), ("builtins", "set")}
 _MADE_BY_FUNCTIONS = ("numpy.", "pandas.", "scipy.", "sklearn.", "torchvision.", "xgboost.", "lightgbm.", "catboost.")
 _MAKER = re.compile(r"newObj|__pyx_unpickle_\w+|_unpickle_block|_new_[A-Z]\w+|_mareconstruct")
 _HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
@@ -197,4 +277,7 @@ _DANGEROUS_NAMES = {
 # Parts of a dotted name (an attribute of an attribute) that lead out of the package it begins in.
 TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
 
-__all__ = ["TELLING", "Verdict", "is_harmless_by_place", "judge", "makes_again", "may_take_attribute", "today"]
+__all__ = [
+    "TELLING", "Verdict", "has_plain_classes", "is_harmless_by_place", "judge", "makes_again", "may_be_called",
+    "may_be_changed", "may_be_filled", "may_take_attribute", "may_wait", "today",
+]  # fmt: skip

@@ -10,83 +10,172 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
-from cas.errors import UnsafeContentError
+from cas.errors import ContentError, UnsafeContentError
 from cas.load import dtypes
-from cas.load.allowlist import TELLING, Verdict, judge, may_take_attribute, today
+from cas.load.allowlist import (
+    TELLING,
+    Verdict,
+    has_plain_classes,
+    judge,
+    may_be_called,
+    may_be_changed,
+    may_be_filled,
+    may_take_attribute,
+    may_wait,
+    today,
+)
 
 
 class _InertClass(type):
-    """The class of stand-ins for classes: a pickle may make values of them, and not change them."""
+    """The class of stand-ins for what names give: a pickle may make values of them, and not change them."""
 
-    names: tuple[str, str] = ("", "")
+    names: tuple[str, str] = ("", "")  # none: it stands for what a call or an attribute gave, whatever that is
     is_own: bool = False  # of the checkpoint's own code
     is_called: bool = False  # by the pickle, or given to something that could
+    run: DryUnpickler
 
     @property
-    def __setstate__(cls) -> None:
-        raise UnsafeContentError(f"it changes {'.'.join(cls.names)} itself")
+    def label(cls) -> str:
+        """What a refusal calls it."""
+        return ".".join(cls.names).strip(".") or "value of a call"
+
+    @property
+    def is_harmless(cls) -> bool:
+        """Whether it is let through by its name, and so has to be used as pickles use it."""
+        return not cls.is_own and bool(cls.names[0]) and judge(*cls.names) is Verdict.HARMLESS
+
+    def _refuse(cls, *_: Any) -> Any:
+        raise UnsafeContentError(f"it changes {cls.label} itself")
+
+    __setstate__ = append = extend = add = property(_refuse)
+    __setitem__ = _refuse
 
 
 class _Inert(metaclass=_InertClass):
-    """Stands for whatever a name would give: takes every call of an unpickler, and does nothing."""
+    """Stands for a value: takes what an unpickler does with it, does nothing, and keeps what was put into it."""
 
+    contents: list[object]
     array_type: dtypes.ArrayType | None = None  # of a numpy.dtype
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
-        cls.is_called = True
         if today(*cls.names) == ("builtins", "str") and [type(one) for one in arguments] == [str]:
             return arguments[0]  # how the name of a module in a scope is pickled (cas/load/sources.py)
-        if named and judge(*cls.names) is Verdict.HARMLESS:  # addresses of memory are given so, and nothing else
-            raise UnsafeContentError(f"it makes a {'.'.join(cls.names)} with the argument {min(named)}")
-        if cls.names in _SETTERS and any(isinstance(one, _InertClass) for one in arguments[:1]):
-            raise UnsafeContentError(f"it changes {'.'.join(arguments[0].names)} itself")
-        if _calls_its_first(cls.names) and any(_is_foreign_value(one) for one in arguments[:1]):
-            raise UnsafeContentError(f"it gives {'.'.join(cls.names)} a value to call")
-        if _hand_over([arguments, named]) and cls.names[0] in ("operator", "_operator"):
-            raise UnsafeContentError(f"it gives a name to {'.'.join(cls.names)}")  # and gets what it may not change
-        inert = object.__new__(cls)
-        if cls.names == _DTYPE:
-            inert.array_type = dtypes.made(_record_as_void(arguments))
-        return inert
+        cls.is_called = True
+        cls.run.handed += [arguments, named]
+        if cls.is_harmless:
+            return _call_harmless(cls, arguments, named)
+        return cls.stand_in(arguments, named)
+
+    @classmethod
+    def stand_in(cls, *contents: object) -> _Inert:
+        """Return what stands for a value of this class."""
+        made = object.__new__(cls)
+        made.contents = list(contents)
+        return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def __call__(self, *arguments: Any, **named: Any) -> _Inert:
-        if not type(self).is_own:
-            raise UnsafeContentError(f"it calls a value ({'.'.join(type(self).names).strip('.') or 'of a call'})")
-        _hand_over([arguments, named])
-        return _Inert()
+        kind = type(self)
+        if not kind.is_own:
+            raise UnsafeContentError(f"it calls a value ({kind.label})")
+        kind.run.handed += [arguments, named]
+        return kind.run.unknown(self, own=True)
 
     def __setstate__(self, state: Any) -> None:
-        if type(self).names == _DTYPE:
+        kind = type(self)
+        home = today(*kind.names)
+        if not kind.is_own and not kind.names[0]:
+            raise UnsafeContentError("it changes a value that it did not make")  # nobody knows what it is
+        if kind.is_harmless:
+            if not may_be_changed(*home):
+                raise UnsafeContentError(f"it changes a value of {kind.label}")
+            self._require_state(home, state)
+        if not isinstance(state, dict) or _calls_its_state(home):
+            kind.run.handed.append(state)
+        self.contents.append(state)
+
+    def _require_state(self, home: tuple[str, str], state: Any) -> None:
+        if home == _DTYPE:
             start = self.array_type or dtypes.ArrayType(0, objects=False)
             self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
-        if not isinstance(state, dict) or type(self).names == ("functools", "partial"):
-            _hand_over(state)
+        if home == _PARTIAL and not (isinstance(state, tuple) and len(state) == 4 and _may_be_called_later(state[0])):
+            raise UnsafeContentError(f"it gives {type(self).label} a value to call")
 
-    def _take(self, *_: Any) -> None:
-        pass
+    def _take(self, *values: Any) -> None:
+        kind = type(self)
+        unknown = not kind.names[0] and not kind.is_own
+        if unknown or (kind.is_harmless and not may_be_filled(*today(*kind.names))):
+            raise UnsafeContentError(f"it puts items into a {kind.label}")
+        self.contents += values
 
     append = extend = add = __setitem__ = _take
 
 
-def _hand_over(value: object) -> bool:
-    """Note the names in what is given to a call: it may call them. Return whether there are any."""
-    waiting, seen, found = [value], set(), False
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, _InertClass):
-            one.is_called = found = True
-        elif isinstance(one, list | tuple | set | frozenset | dict) and id(one) not in seen:
-            seen.add(id(one))
-            waiting += [*one, *one.values()] if isinstance(one, dict) else one
-    return found
+def _call_harmless(cls: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Do what a call of a harmless name does, as far as it matters for what comes later."""
+    home = today(*cls.names)
+    if named:  # addresses of memory are given so, and nothing else
+        raise UnsafeContentError(f"it makes a {cls.label} with the argument {min(named)}")
+    if not may_be_called(*home):
+        raise UnsafeContentError(f"it calls {cls.label}")
+    if has_plain_classes(home[0]) and arguments:
+        raise UnsafeContentError(f"it makes a {cls.label} with arguments")
+    if home in _OF_ITS_FIRST:
+        return _make_its_first(cls, home, arguments)
+    if home == _PARTIAL and not (arguments and _may_be_called_later(arguments[0])):
+        raise UnsafeContentError(f"it gives {cls.label} a value to call")
+    if home == _DEFAULTS and any(_is_foreign_value(one) for one in arguments[:1]):
+        raise UnsafeContentError(f"it gives {cls.label} a value to call")
+    if not all(_is_plain_argument(home, one) for one in arguments):
+        raise UnsafeContentError(f"it gives {cls.label} what does not belong there")
+    inert = cls.stand_in(arguments)
+    if home == _DTYPE:
+        inert.array_type = dtypes.made(_record_as_void(arguments))
+    return inert
 
 
-def _calls_its_first(names: tuple[str, str]) -> bool:
-    """Whether something harmless calls what it is given first, at once or later."""
-    return names in _CALLERS or names[0].startswith("torch.optim.")
+def _make_its_first(cls: Any, home: tuple[str, str], arguments: tuple[Any, ...]) -> Any:
+    """Make a value of what is given first, which is a class or what makes a tensor again."""
+    if not arguments or not isinstance(arguments[0], _InertClass):
+        raise UnsafeContentError(f"it gives {cls.label} a value to call")
+    first: Any = arguments[0]
+    others = arguments[1:]
+    if home == ("copyreg", "__newobj__"):
+        return first(*others)
+    if home == ("copyreg", "_reconstructor"):
+        base = today(*others[0].names) if others and isinstance(others[0], _InertClass) else None
+        if base not in _BASES:
+            raise UnsafeContentError(f"it gives {cls.label} a base that is none")
+        return first.stand_in(others) if first.is_harmless and base == _OBJECT else first(*others[1:])
+    kind, values = others[0] if others else None, others[1] if len(others) > 1 else None
+    is_tensor = isinstance(kind, _InertClass) and (not kind.is_harmless or today(*kind.names)[1] in _TENSORS)
+    if today(*first.names)[0] != "torch._utils" or not is_tensor or not isinstance(values, tuple):
+        raise UnsafeContentError(f"it gives {cls.label} what does not belong there")
+    first(*values)
+    return cls.stand_in(arguments)
+
+
+def _is_plain_argument(home: tuple[str, str], value: object) -> bool:
+    """Whether an argument is of the kind that pickles give where another would be called, or looked up."""
+    if home[1] == "itemgetter":
+        return isinstance(value, int | str)
+    if home[0].startswith("numpy.random"):  # calls what makes its generator
+        return not isinstance(value, _InertClass) or value.names[0].startswith("numpy.random")
+    return True
+
+
+def _may_be_called_later(value: object) -> bool:
+    """Whether a value may be called by whoever uses what was loaded."""
+    if isinstance(value, _InertClass):
+        return not value.is_harmless or may_wait(*today(*value.names))
+    return isinstance(value, _Inert) and type(value).is_own
+
+
+def _calls_its_state(home: tuple[str, str]) -> bool:
+    """Whether a value may call what is in its state as soon as it has it."""
+    return home == _PARTIAL or home[0].startswith("torch.optim.")
 
 
 def _record_as_void(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -100,10 +189,16 @@ def _is_foreign_value(value: object) -> bool:
     return isinstance(value, _Inert) and not type(value).is_own
 
 
-_SETTERS = {("torch._utils", "_set_obj_state")}
 _DTYPE = ("numpy", "dtype")
-_CALLERS = {("functools", "partial"), ("collections", "defaultdict"), ("torch._tensor", "_rebuild_from_type_v2")}
-
+_PARTIAL = ("functools", "partial")
+_DEFAULTS = ("collections", "defaultdict")
+_OBJECT = ("builtins", "object")
+_BASES = {
+    ("builtins", name)
+    for name in ("bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str", "tuple")
+}
+_OF_ITS_FIRST = {("copyreg", "__newobj__"), ("copyreg", "_reconstructor"), ("torch._tensor", "_rebuild_from_type_v2")}
+_TENSORS = {"Tensor", "Parameter", "Buffer"}
 
 Name = tuple[str, str]
 Inner = tuple[Callable[..., object], Callable[..., Any]]  # judges bytes within a pickle, and loads them
@@ -111,7 +206,7 @@ NONE: Mapping[Name, Inner] = {}
 
 
 class Judged:
-    """Stands for a function that loads bytes within a pickle; nothing of it can be changed."""
+    """Stands for a function that is called in the place of another; nothing of it can be changed."""
 
     __slots__ = ("_take",)
 
@@ -119,12 +214,11 @@ class Judged:
         self._take = take
 
     def __call__(self, *arguments: object) -> Any:
-        """Judge, or load, the bytes."""
-        found = self._take(*arguments)
-        return _Inert() if found is None else found
+        """Judge, or do, what the function does."""
+        return self._take(*arguments)
 
     def __setstate__(self, state: object) -> None:
-        raise UnsafeContentError("it changes what loads its tensors")
+        raise UnsafeContentError("it changes a function")
 
 
 class DryUnpickler(pickle.Unpickler):
@@ -136,30 +230,47 @@ class DryUnpickler(pickle.Unpickler):
         super().__init__(stream, **options)
         self._own = own
         self._inner = inner
+        self._unknown = {is_own: self._stand_in("", "", own=is_own) for is_own in (False, True)}
         self.names: dict[tuple[str, str], _InertClass] = {}
+        self.handed: list[object] = []  # what was given to calls, which may call what is in it, now or later
 
     def find_class(self, module: str, name: str) -> Any:
         """Note a name, and give what stands for it."""
         if "cloudpickle" in module and not self._own(module):
             why = "it holds code of its own or modules, which cannot be judged"
             raise UnsafeContentError(f"loading it would call {module}.{name} ({why})")
-        if today(module, name) in self._inner:
-            return Judged(self._inner[today(module, name)][0])
+        home = today(module, name)
+        if home in self._inner:
+            judges = self._inner[home][0]
+            return Judged(lambda *arguments: self._or_unknown(judges(*arguments)))
+        if home == _ENCODE:
+            return Judged(encode)
         found = self._note(module, name)
-        return self._getattr if today(module, name) == ("builtins", "getattr") else found
+        return Judged(self._getattr) if home == ("builtins", "getattr") else found
 
     def _note(self, module: str, name: str) -> _InertClass:
         if (module, name) not in self.names:
-            made = _InertClass("inert", (_Inert,), {})
-            made.names, made.is_own, made.is_called = (module, name), self._own(module), False
-            self.names[module, name] = made
+            self.names[module, name] = self._stand_in(module, name, own=self._own(module))
         return self.names[module, name]
+
+    def _stand_in(self, module: str, name: str, *, own: bool) -> Any:
+        made = _InertClass("inert", (_Inert,), {})
+        made.names, made.is_own, made.is_called, made.run = (module, name), own, False, self
+        return made
+
+    def unknown(self, *contents: object, own: bool = False) -> _Inert:
+        """Return what stands for a value of a kind that nobody knows, with what it may hold."""
+        found: _Inert = self._unknown[own].stand_in(*contents)
+        return found
+
+    def _or_unknown(self, value: Any) -> Any:
+        return self.unknown() if value is None else value
 
     def persistent_load(self, pid: Any) -> Any:
         """Give what stands for a tensor's memory."""
         if isinstance(pid, tuple) and len(pid) > 1 and pid[0] in ("module", b"module"):
             return pid[1]  # a class with its source text, as torch before 1.6 wrote it
-        return _Inert()
+        return self.unknown(pid)
 
     def _getattr(self, value: object, name: object) -> Any:
         """How protocols before 4 name a nested class or a method."""
@@ -168,8 +279,38 @@ class DryUnpickler(pickle.Unpickler):
                 module, outer = value.names
                 return self._note(module, f"{outer}.{name}")
             if isinstance(value, _Inert) and may_take_attribute(*type(value).names, own=self._own):
-                return _Inert()
+                return self.unknown(value)
         raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
+
+    def finish(self) -> None:
+        """Note the names in what was given to calls: they may be called, whenever they came to be there."""
+        waiting, seen = self.handed, set()
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, _InertClass):
+                one.is_called = True
+            elif id(one) in seen:
+                continue
+            elif isinstance(one, _Inert):
+                seen.add(id(one))
+                waiting += one.contents
+            elif isinstance(one, list | tuple | set | frozenset | dict):
+                seen.add(id(one))
+                waiting += [*one, *one.values()] if isinstance(one, dict) else one
+
+
+def encode(text: object, encoding: object = "latin1") -> bytes:
+    """Make bytes out of a text as pickles of protocols before 3 do.
+
+    Raises:
+        UnsafeContentError: with another encoding than theirs; there are some that do more.
+    """
+    if not isinstance(text, str) or encoding != "latin1":
+        raise UnsafeContentError(f"it makes bytes in the encoding {encoding!r:.40}")
+    return text.encode("latin1")
+
+
+_ENCODE = ("_codecs", "encode")
 
 
 def is_plain_attribute(name: str) -> bool:
@@ -185,7 +326,8 @@ def names_in(
     Reads exactly one pickle from the stream, and calls nothing that it names.
 
     Raises:
-        UnsafeContentError: it cannot be followed to its end.
+        UnsafeContentError: it does what no framework's pickles do.
+        ContentError: it cannot be followed to its end.
     """
     unpickler, value = dry_run(stream, own, options)
     return list(unpickler.names), value
@@ -199,7 +341,8 @@ def dry_run(
     `inner` are functions that load bytes within the pickle: those bytes are judged by what is given for them.
 
     Raises:
-        UnsafeContentError: it cannot be followed to its end.
+        UnsafeContentError: it does what no framework's pickles do.
+        ContentError: it cannot be followed to its end.
     """
     import copyreg
 
@@ -208,12 +351,14 @@ def dry_run(
     unpickler = DryUnpickler(stream, own=own, inner=inner, **options)
     try:
         value = unpickler.load()
+        unpickler.finish()
     except UnsafeContentError:
         raise
     except Exception as error:  # hostile bytes can raise nearly anything
         found = _worst(unpickler.names, own)
-        named = f"it names {found}, and " if found else ""
-        raise UnsafeContentError(f"{named}it is not a pickle that can be followed to its end: {error}") from error
+        if found is None:
+            raise ContentError(f"not a pickle that can be read to its end: {error}") from error
+        raise UnsafeContentError(f"it names {found}, and is not a pickle that can be followed to its end") from error
     return unpickler, value
 
 
@@ -221,4 +366,4 @@ def _worst(names: Iterable[tuple[str, str]], own: Callable[[str], bool]) -> str 
     return next((f"{m}.{n}" for m, n in names if judge(m, n, own=own) is Verdict.DANGEROUS), None)
 
 
-__all__ = ["NONE", "DryUnpickler", "Inner", "Judged", "Name", "dry_run", "is_plain_attribute", "names_in"]
+__all__ = ["NONE", "DryUnpickler", "Inner", "Judged", "Name", "dry_run", "encode", "is_plain_attribute", "names_in"]

@@ -69,14 +69,27 @@ def _fields(names: object, fields: object, size: int, of: Callable[[object], Arr
         return []
     if not isinstance(fields, Mapping):
         raise _refusal("has fields that are none")
-    parts = []
-    for field in fields.values():
+    parts = {}
+    for name, field in fields.items():
         inner = of(field[0]) if isinstance(field, tuple) and len(field) in (2, 3) else None
         at = field[1] if inner is not None else None
         if inner is None or not isinstance(at, int) or at < 0 or at + inner.size > size:
             raise _refusal("has a field that lies outside of it")
-        parts.append(inner)
-    return parts
+        parts[name] = (at, inner)
+    titles = {name for name, field in fields.items() if len(field) == 3 and field[2] == name}  # other names of fields
+    if not all(fields[title] in [fields[name] for name in fields.keys() - titles] for title in titles):
+        raise _refusal("has a title of no field")
+    _require_apart([part for name, part in parts.items() if name not in titles])
+    return [inner for _, inner in parts.values()]
+
+
+def _require_apart(parts: list[tuple[int, ArrayType]]) -> None:
+    """Refuse fields that lie where an object lies: writing to one of them would make an object out of a number."""
+    reached, objects = 0, False
+    for at, inner in sorted(parts, key=lambda part: part[0]):
+        if at < reached and (objects or inner.objects):
+            raise _refusal("has an object and something else in one place")
+        reached, objects = max(reached, at + inner.size), inner.objects or (objects and at < reached)
 
 
 def _refusal(why: str) -> UnsafeContentError:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cas.errors import UnsafeContentError, UsageError
-from cas.load.policy import REMEDY, Policy
+from cas.load.policy import Policy
 from cas.load.scanning import check_torch_file
 from cas.load.torch_files import Reading, explaining, place_of, require_torch
 
 _STORAGE = ("torch.storage", "_load_from_bytes")  # how a tensor's memory is named
-_BYTES = ("_codecs", "encode")  # how protocols before 3 write bytes
 _HOW = ("encoding", "errors", "fix_imports")  # arguments of an unpickler
 
 
@@ -39,48 +38,37 @@ def read_pickle(path: Path, reading: Reading) -> Any:
         raise UsageError(f"{path}: a plain pickle, which cannot be memory-mapped")
     how = {name: reading.options[name] for name in _HOW if name in reading.options}
     storage = _judge_storage, functools.partial(_load_storage, reading)
-    policy = Policy(reading.sources, inner={_STORAGE: storage, _BYTES: (_encode, _encode)})
-    if reading.permit.scans:
-        scan = functools.partial(_scan, path, policy, how)
-        if reading.scanned is None:
-            scan()
-        else:
-            reading.scanned.check(path, policy, how, scan)
+    policy = Policy(reading.sources, inner={_STORAGE: storage})
     unpickler = policy.unpickler(str(path), guarded=reading.permit.scans).Unpickler
-    with explaining(path, reading), open(path, "rb") as file:
+    with explaining(path, reading), open(path, "rb") as file:  # opened once: what is read is what was judged
+        if reading.permit.scans:
+            scan = functools.partial(policy.check_pickle, str(path), file, **how)
+            if reading.scanned is None:
+                scan()
+            else:
+                reading.scanned.check(path, policy, how, scan, kind="pickle")
+            file.seek(0)
         found = unpickler(file, **how).load()
         if sys.modules.get("torch") is not None:
             _require_sound_tensors()
     return found
 
 
-def _scan(path: Path, policy: Policy, how: dict[str, Any]) -> None:
-    with open(path, "rb") as file:
-        try:
-            policy.check_pickle(str(path), file, **how)
-        except UnsafeContentError as error:
-            if str(error).startswith(str(path)):
-                raise
-            remedy = "" if REMEDY in str(error) else f". {REMEDY}"
-            raise UnsafeContentError(f"{path}: {error}{remedy}") from error
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise UnsafeContentError(f"it makes bytes in the encoding {encoding!r:.40}")
-    return text.encode("latin1")
-
-
 def _judge_storage(data: object) -> None:
     """Judge the file of torch that is a tensor's memory: nothing but torch's own names is in one."""
     if not isinstance(data, bytes):
         raise UnsafeContentError(f"it loads a tensor's memory out of a {type(data).__name__}")
-    check_torch_file(io.BytesIO(data), Policy(vouched=False), subject="a tensor's memory in it", encoding="utf-8")
+    policy = Policy(vouched=False, only=_is_storage)
+    check_torch_file(io.BytesIO(data), policy, subject="a tensor's memory in it", encoding="utf-8")
+
+
+def _is_storage(module: str, name: str) -> bool:
+    return module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage")
 
 
 def _load_storage(reading: Reading, data: bytes) -> Any:
     torch = require_torch()
-    module = Policy(vouched=False).unpickler("a tensor's memory")
+    module = Policy(vouched=False, only=_is_storage).unpickler("a tensor's memory")
     place = place_of(torch, reading)
     return torch.load(io.BytesIO(data), map_location=place, weights_only=False, pickle_module=module)
 

@@ -12,24 +12,30 @@ they are spelled (memo tricks, protocol 0, old module names), and calls nothing.
   call a function, nor hand one to something that could: nobody can list all the functions of all packages that
   evaluate text, load a library or write a file, and what real models call to be made again are a few.
 
+What is harmless is used as pickles of frameworks use it, and not otherwise: classes are made, with no arguments where
+their values get a state; operations are stored, and never called, for some call what they are given and some return it;
+nothing gets a state, or items, of which the dry run does not know what it is.
+
 Then the real run, where every name is judged once more, by what it turns out to be: another name of a dangerous
 function (`model_def.system`) is found out here. This is no sandbox: code that somebody vouches for can do anything.
 """
 
 from __future__ import annotations
 
+import _codecs
 import builtins
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
-from cas.errors import UnsafeContentError
+from cas.errors import ContentError, UnsafeContentError
 from cas.load.allowlist import Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
-from cas.load.dry_run import Inner, Judged, Name, dry_run, is_plain_attribute
+from cas.load.dry_run import Inner, Judged, Name, dry_run, encode, is_plain_attribute
+from cas.load.nesting import require_shallow
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
@@ -44,11 +50,13 @@ class Policy:
 
     `sources` are the modules of its `code/`; `vouched` says whether they, and installed packages, may run. `inner` are
     functions that load bytes within a pickle, each with what judges those bytes and what loads them in its place.
+    `only` knows the names that a file of some kind has at all; where nobody vouches, the fewer the better.
     """
 
     sources: Sources | None = None
     vouched: bool = True
     inner: Mapping[Name, Inner] = field(default_factory=dict, repr=False, compare=False)
+    only: Callable[[str, str], bool] | None = None
     _stored: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def check_pickle(self, subject: str, stream: IO[bytes], **options: Any) -> object:
@@ -56,9 +64,17 @@ class Policy:
 
         Raises:
             UnsafeContentError: it would call something that it must not; says what.
+            ContentError: it is no whole pickle.
         """
         start = stream.tell()
-        unpickler, value = dry_run(stream, self.owns, options, self.inner)
+        try:
+            require_shallow(stream)
+            unpickler, value = dry_run(stream, self.owns, options, self.inner)
+        except UnsafeContentError as error:
+            remedy = "" if REMEDY in str(error) else f". {REMEDY}"
+            raise UnsafeContentError(f"{subject}: {error}{remedy}") from error
+        except ContentError as error:
+            raise ContentError(f"{subject}: {error}") from error
         end = stream.tell()
         stream.seek(start)
         self.check(subject, unpickler.names, stream.read(end - start))
@@ -102,6 +118,8 @@ class Policy:
 
     def _require(self, subject: str, module: str, name: str) -> None:
         verdict = judge(module, name, own=self.owns)
+        if self.only is not None and not self.only(*today(module, name)):
+            raise UnsafeContentError(refusal(subject, f"{module}.{name}", "files of this kind have no such thing"))
         if verdict is Verdict.DANGEROUS:
             raise UnsafeContentError(refusal(subject, f"{module}.{name}", "that can do anything"))
         if verdict is Verdict.VOUCHED and not self.vouched:
@@ -139,8 +157,11 @@ class Policy:
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
-        by_name = judge(*asked, own=self.owns) is Verdict.HARMLESS and not is_harmless_by_place(asked[0])
-        if not by_name and judge(home, name, own=self.owns) is Verdict.DANGEROUS:
+        by_place = is_harmless_by_place(today(*asked)[0], home, name)
+        at_home = judge(home, name, own=self.owns)
+        if judge(*asked, own=self.owns) is Verdict.HARMLESS and not by_place:
+            return
+        if at_home is Verdict.DANGEROUS or (at_home is Verdict.VOUCHED and not self.vouched):
             raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
     def _require_stored(self, subject: str, asked: tuple[str, str], value: object) -> None:
@@ -200,7 +221,9 @@ class _GuardedUnpickler(pickle.Unpickler):
         value = self._find(module, name)
         if self._policy is not None:
             if value is builtins.getattr:
-                return self._getattr
+                return Judged(self._getattr)
+            if value is _codecs.encode:
+                return Judged(encode)
             self._policy.require_value(self._subject, (module, name), value)
         return value
 

@@ -25,18 +25,13 @@ def check_torch_file(source: Path | IO[bytes], policy: Policy, *, subject: str |
         ContentError: it is no file of torch.
     """
     name = subject or str(source)
-    try:
-        with open(source, "rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
-            start = file.read(4)
-            file.seek(0)
-            if start == b"PK\x03\x04":
-                _check_zip(source, policy, name, options)
-            else:
-                _check_legacy(file, policy, name, options)
-    except UnsafeContentError as error:
-        if str(error).startswith(name):
-            raise
-        raise UnsafeContentError(f"{name}: {error}. {REMEDY}") from error
+    with open(source, "rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
+        start = file.read(4)
+        file.seek(0)
+        if start == b"PK\x03\x04":
+            _check_zip(source, policy, name, options)
+        else:
+            _check_legacy(file, policy, name, options)
 
 
 def check_torchscript(path: Path) -> None:
@@ -77,7 +72,7 @@ def _check_zip(source: Path | IO[bytes], policy: Policy, subject: str, options: 
 
 def _check_legacy(file: IO[bytes], policy: Policy, subject: str, options: dict[str, Any]) -> None:
     with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:", format=tarfile.PAX_FORMAT):
-        raise UnsafeContentError("it is in the tar format of torch before 0.2, which cannot be checked")
+        raise UnsafeContentError(f"{subject}: in the tar format of torch before 0.2, which cannot be checked. {REMEDY}")
     file.seek(0)
     # The magic number, the protocol, the system's sizes, the object, the keys of the storages whose bytes follow.
     for number in range(5):

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cas.load.nesting import require_shallow
 from cas.load.tensors import MODEL_KEYS
 
 
@@ -58,8 +59,10 @@ def model_storages(pickled: bytes) -> frozenset[str] | None:
 
     None where there is nothing to choose: the file does not hold models beside other things, or is something else.
     """
+    stream = io.BytesIO(pickled)
     try:
-        value = _Follower(io.BytesIO(pickled)).load()
+        require_shallow(stream)
+        value = _Follower(stream).load()
     except Exception:  # hostile bytes can raise nearly anything; whoever loads the file says what is wrong
         return None
     if not isinstance(value, Mapping):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from cas.errors import CasError, ContentError, UsageError
+from cas.errors import CasError, ContentError, UnsafeContentError, UsageError
 from cas.load.policy import Policy
 from cas.load.torch_files import Reading, first_line, read_index, read_stream, require_all, require_torch
 
@@ -130,15 +129,20 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _read_metadata(folder: Path, reading: Reading) -> Any:
-    """Read what describes the files: a pickle, which makes values of torch's own classes and of nothing else."""
+    """Read what describes the files: a pickle, which makes values of torch's own classes and of nothing else.
+
+    It is read whatever the policy says, so it names a few classes, and neither operations nor arrays.
+    """
     path = folder / ".metadata"
-    policy = Policy(vouched=False)
+    policy = Policy(vouched=False, only=_describes)
     with open(path, "rb") as file:
-        policy.check_pickle(str(path), file)
-        file.seek(0)
         try:
+            policy.check_pickle(str(path), file)
+            file.seek(0)
             metadata = policy.unpickler(str(path)).load(file)
-        except (pickle.UnpicklingError, AttributeError, TypeError, EOFError, ImportError) as error:
+        except UnsafeContentError:
+            raise
+        except Exception as error:  # hostile bytes can raise nearly anything
             raise ContentError(f"{path}: not of a distributed checkpoint: {first_line(error)}") from error
     try:
         names = [PurePosixPath(info.relative_path) for info in metadata.storage_data.values()]
@@ -150,5 +154,24 @@ def _read_metadata(folder: Path, reading: Reading) -> Any:
             raise ContentError(f"{path}: names a file elsewhere: {str(name)!r:.100}")
     return metadata
 
+
+def _describes(module: str, name: str) -> bool:
+    """Whether torch writes such a name into `.metadata`."""
+    torch = require_torch()
+    if module == "torch":
+        return name == "Size" or isinstance(getattr(torch, name, None), torch.dtype | torch.memory_format)
+    return module in _DESCRIPTIONS or (module, name) in (
+        ("collections", "OrderedDict"),
+        ("pathlib", "PosixPath"),  # where it was written
+        ("pathlib", "WindowsPath"),
+        ("torch.serialization", "_get_layout"),
+    )
+
+
+_DESCRIPTIONS = (
+    "torch.distributed._shard.sharded_tensor.metadata",
+    "torch.distributed.checkpoint.filesystem",
+    "torch.distributed.checkpoint.metadata",
+)
 
 __all__ = ["read_distributed", "read_safetensors"]

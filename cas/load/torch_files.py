@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ log = logging.getLogger("cas.load")
 
 _UNPICKLING = ("encoding", "errors", "fix_imports")  # arguments of torch.load that its unpickler gets
 _MAX_INDEX = 64 << 20  # bytes of a file that says which file has which tensor
-_SAFE = (2, 6)  # since this torch nothing is known that gets out of `weights_only`
+_SAFE = (2, 10)  # since this torch nothing is known that gets out of `weights_only` (CVE-2026-24747, CVE-2025-32434)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,17 @@ def read_file(path: Path, reading: Reading, *, mapped: bool | None = None) -> An
         _require_safe_torch(torch, path, reading.permit)
         options["weights_only"] = True
     if not options.get("weights_only"):
+        try:
+            options["pickle_module"] = _pickle_module(path, reading, options)
+        except UnsafeContentError:
+            # Torch's own reader of weights runs nothing, and knows kinds of tensors that the scan does not.
+            if not _has_safe_torch(torch):
+                raise
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they would be about a file that is refused
+                return torch.load(path, **options | {"weights_only": True})
+            raise
         options["weights_only"] = False
-        options["pickle_module"] = _pickle_module(path, reading, options)
     elif options.pop("pickle_module", None) is not None:
         raise UsageError("weights_only=True has its own unpickler: it takes no pickle_module")
     with explaining(path, reading):
@@ -111,13 +121,17 @@ def _pickle_module(path: Path, reading: Reading, options: Mapping[str, Any]) -> 
         if reading.scanned is None:
             scan()
         else:
-            reading.scanned.check(path, policy, how, scan)
+            reading.scanned.check(path, policy, how, scan, kind="torch")
     return own or policy.unpickler(str(path), guarded=reading.permit.scans)
 
 
 def _require_safe_torch(torch: Any, path: Path, permit: Permit) -> None:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE:
-        raise permit.refusal(f"{path}: torch {torch.__version__} can be made to run code even by weights (2.6 cannot)")
+    if not _has_safe_torch(torch):
+        raise permit.refusal(f"{path}: torch {torch.__version__} can be made to run code even by weights (2.10 cannot)")
+
+
+def _has_safe_torch(torch: Any) -> bool:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= _SAFE
 
 
 def place_of(torch: Any, reading: Reading) -> Any:

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import json
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _RULES = (
     "allowlist.py",
     "dry_run.py",
     "dtypes.py",
+    "nesting.py",
     "pickles.py",
     "policy.py",
     "scanning.py",
@@ -35,13 +37,15 @@ class Scanned:
     verdicts: Verdicts
     digest_of: Callable[[str], Digest | None]
 
-    def check(self, path: Path, policy: Policy, options: Mapping[str, Any], scan: Callable[[], None]) -> None:
-        """Judge a file with `scan`, unless that was done before.
+    def check(
+        self, path: Path, policy: Policy, options: Mapping[str, Any], scan: Callable[[], object], *, kind: str
+    ) -> None:
+        """Judge a file with `scan`, unless that was done before; `kind` tells one way to read a file from another.
 
         Raises:
             UnsafeContentError: it would call something that it must not.
         """
-        key = self._key(path, policy, options)
+        key = self._key(path, policy, options, kind)
         if key is None:
             scan()
             return
@@ -51,7 +55,7 @@ class Scanned:
         scan()
         self.verdicts.put(key, {"stored": policy.stored})
 
-    def _key(self, path: Path, policy: Policy, options: Mapping[str, Any]) -> Digest | None:
+    def _key(self, path: Path, policy: Policy, options: Mapping[str, Any], kind: str) -> Digest | None:
         try:
             digest = self.digest_of(path.relative_to(self.folder).as_posix())
         except ValueError:
@@ -59,7 +63,8 @@ class Scanned:
         if digest is None:
             return None
         code = policy.sources.key if policy.sources is not None else None
-        told = [_rules(), digest.hex, code, policy.vouched, sorted((name, repr(one)) for name, one in options.items())]
+        how = sorted((name, repr(one)) for name, one in options.items())
+        told = [_rules(), kind, digest.hex, code, policy.vouched, how]
         return Digest.of(json.dumps(told).encode("utf-8"))
 
 
@@ -72,7 +77,7 @@ def _rules() -> str:
         scanner = importlib.metadata.version("picklescan")
     except importlib.metadata.PackageNotFoundError:
         scanner = "none"
-    return " ".join([*texts, scanner])
+    return " ".join([*texts, scanner, platform.python_version()])
 
 
 __all__ = ["Scanned"]
