@@ -77,7 +77,8 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
                 self.callbacks = {"clip": ClipGradsL2Norm(1.0), "stop": Stop()}
                 try:
                     context.get_hparam("absent")
-                except KeyError:
+                except ValueError as error:
+                    assert "'absent'" in str(error)
                     self.looked = True
 
             def build_callbacks(self):
@@ -90,6 +91,52 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
     assert trial.looked
 
 
+def test_what_trials_of_2020_import_and_call_works(tmp_path: Path) -> None:
+    code = """
+        import determined as det
+        import determined.keras
+        import determined.pytorch
+        import torch
+        from determined import core, experimental, horovod, util
+        from determined.common import api, check, util as common_util
+        from determined.experimental import Determined, client
+        from determined.experimental.client import Checkpoint
+        from determined.horovod import hvd
+        from determined.keras import InputData, TFKerasTrial, TFKerasTrialContext
+        from determined.pytorch import CheckpointLoadContext, DataLoader, LRScheduler, PyTorchTrial, to_device
+        from determined.tensorboard.metric_writers import pytorch, tensorflow
+        from determined.util import download_gcs_blob_with_backoff
+
+        SEARCH = {"lr": det.Log(minval=-3, maxval=0), "layers": det.Categorical([1, 2]), "n": det.Constant(value=2)}
+
+        def report(core_context: det.core.Context, checkpoint: client.Checkpoint, info: det.TrialInfo) -> None:
+            pass
+
+        class Other(det.Trial):
+            def __init__(self, context: det.keras.TFKerasTrialContext, distributed: core.DistributedContext) -> None:
+                pass
+
+        class T(PyTorchTrial):
+            def __init__(self, context: det.TrialContext) -> None:
+                assert isinstance(context, det.TrialContext) and issubclass(PyTorchTrial, det.Trial)
+                self.model = context.Model(torch.nn.Linear(2, 1))
+                self.optimizer = context.Optimizer(torch.optim.SGD(self.model.parameters(), context.get_hparam("lr")))
+                steps = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+                self.scheduler = context.LRScheduler(steps, LRScheduler.StepMode.STEP_EVERY_EPOCH)
+                context.wrap_lr_scheduler(steps, LRScheduler.StepMode.STEP_EVERY_BATCH, 2)
+                assert context.env.hparams == {"lr": 0.5} and context.env.experiment_config["name"] == "e"
+                assert context.get_hparams() is context.get_hparams() and context.env.trial_seed == 0
+                assert (hvd.rank(), hvd.local_rank(), hvd.size(), hvd.local_size()) == (0, 0, 1, 1)
+                assert not hasattr(hvd, "DistributedOptimizer") and not hasattr(context.env, "slot_ids")
+                self.loader = DataLoader([1, 2, 3, 4, 5], 2, True, None, None, 0, None, False, True)
+                assert len(self.loader) == 2 and self.loader.drop_last and self.loader.batch_size == 2
+                assert isinstance(self.loader.sampler, torch.utils.data.RandomSampler)
+    """
+    layer = trial_checkpoint(tmp_path, code, experiment_config={"name": "e"})
+    trial = load_folder(tmp_path, whole=True)
+    assert torch.equal(trial.model.weight, layer.weight)
+
+
 @pytest.mark.parametrize(
     ("line", "missing"),
     [
@@ -99,6 +146,11 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
         ("from determined.pytorch.samplers import Fancy", r"determined\.pytorch\.samplers\.Fancy"),
         ("from determined.pytorch.deepspeed import DeepSpeedTrial", r"determined\.pytorch\.deepspeed"),
         ("import determined.common.api", r"determined\.common"),
+        ("from determined.common import check; check.true(True)", r"determined\.common\.check\.true"),
+        ("from determined.horovod import hvd; hvd.allreduce(1)", r"determined\.horovod\.hvd\.allreduce"),
+        ("import determined as det; det.TrialInfo()", r"determined\.TrialInfo"),
+        ("from determined.util import merge_dicts; merge_dicts({}, {})", r"determined\.util\.merge_dicts"),
+        ("from determined.experimental.client import Fancy", r"determined\.experimental\.client\.Fancy"),
         (
             "from determined.experimental import client; client.get_checkpoint('x')",
             r"experimental\.client\.get_checkpoint",
