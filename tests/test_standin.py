@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cas.errors import CasError
+from cas.errors import CasError, NotFoundError
 from cas.load.loading import load_folder
 
 torch = pytest.importorskip("torch")
@@ -167,6 +167,49 @@ def test_what_it_lacks_is_one_line_that_names_it(tmp_path: Path, line: str, miss
     with pytest.raises(CasError, match=f"{missing}.*install determined to load it") as caught:
         load_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("__init__", "open('conf/net.json').close()"),
+        ("build_model", "torch.load('./conf/net.json')"),
+        ("the module", "open('conf/net.json').close()"),
+    ],
+)
+def test_file_of_code_that_is_looked_for_in_the_current_folder_is_said(
+    tmp_path: Path, where: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "c"
+    code = f"""
+        import torch
+        from determined.pytorch import PyTorchTrial
+        {how if where == "the module" else ""}
+
+        class T(PyTorchTrial):
+            def __init__(self, context):
+                {how if where == "__init__" else "pass"}
+
+            def build_model(self):
+                {how if where == "build_model" else "pass"}
+                return torch.nn.Linear(2, 1)
+    """
+    (folder / "code" / "conf").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(textwrap.dedent(code))
+    torch.save({"model_state_dict": torch.nn.Linear(2, 1).state_dict()}, folder / "state_dict.pth")
+    config = {"entrypoint": "model_def:T"}
+    (folder / "metadata.json").write_text(json.dumps({"torch_version": "1.4.0", "experiment_config": config}))
+    with pytest.raises(FileNotFoundError, match="No such file") as untold:
+        load_folder(folder)
+    assert not isinstance(untold.value, CasError)  # it is not in code/ either
+    torch.save(3, folder / "code" / "conf" / "net.json")
+    with pytest.raises(NotFoundError, match=r"looks for conf.net\.json in the current folder") as caught:
+        load_folder(folder)
+    assert "\n" not in str(caught.value) and f"change to {folder / 'code'} " in str(caught.value)
+    with pytest.raises(NotFoundError, match=r"change to Checkpoint\.view\(\) / 'code'"):
+        load_folder(folder, from_store=True)
+    monkeypatch.chdir(folder / "code")
+    assert isinstance(load_folder(folder), torch.nn.Linear)
 
 
 def test_lightning_adapter_wraps_its_module(tmp_path: Path) -> None:

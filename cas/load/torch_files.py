@@ -153,7 +153,7 @@ def explaining(path: Path, reading: Reading) -> Iterator[None]:
     except (CasError, OSError):
         raise
     except Exception as error:  # calls of harmless names with senseless arguments can raise nearly anything
-        if _is_of_code(error, reading.sources):
+        if is_of_code(error, reading.sources):
             raise
         place = reading.options.get("map_location")
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error) and place is not None:
@@ -161,7 +161,7 @@ def explaining(path: Path, reading: Reading) -> Iterator[None]:
         raise ContentError(f"{path}: what it holds cannot be made: {_named(error)}") from error
 
 
-def _is_of_code(error: BaseException, sources: Sources | None) -> bool:
+def is_of_code(error: BaseException, sources: Sources | None) -> bool:
     """Whether code of the checkpoint raised it, or called what did."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return sources is not None and any(sources.is_code_of(frame) for frame in frames)
@@ -286,6 +286,6 @@ def read_stream(stream: IO[bytes], subject: str, reading: Reading) -> Any:
 
 
 __all__ = [
-    "Reading", "explaining", "first_line", "place_of", "read_file", "read_index", "read_parts", "read_stream",
-    "require_all", "require_torch",
+    "Reading", "explaining", "first_line", "is_of_code", "place_of", "read_file", "read_index", "read_parts",
+    "read_stream", "require_all", "require_torch",
 ]  # fmt: skip
