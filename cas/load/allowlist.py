@@ -161,6 +161,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
         " TensorStorageMetadata _MEM_FORMAT_ENCODING"
     ),
     "torch._utils": _words("_set_obj_state"),
+    "torch.nn.backends.thnn": _words("_get_thnn_function_backend"),  # does nothing; in each module from before 1.3
     "torch.nn.functional": _words("*"),
     "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
     "torch.serialization": _words("_get_layout"),

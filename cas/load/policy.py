@@ -30,6 +30,7 @@ from typing import IO, Any
 from cas.errors import UnsafeContentError
 from cas.load.allowlist import Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
 from cas.load.dry_run import Inner, Judged, Name, dry_run, is_plain_attribute
+from cas.load.mending import name_today, receptive
 from cas.load.sources import Sources
 
 log = logging.getLogger("cas.load")
@@ -206,7 +207,7 @@ class _GuardedUnpickler(pickle.Unpickler):
 
     def _find(self, module: str, name: str) -> Any:
         try:
-            return self._find_there(module, name)
+            return receptive(self._find_there(*name_today(module, name)))
         except ModuleNotFoundError:
             if module.partition(".")[0] in _NOT_NEEDED:
                 return _absent(module, name)
