@@ -200,9 +200,10 @@ def _is_zip(path: Path) -> bool:
 
 def _is_torchscript(torch: Any, path: Path) -> bool:
     try:
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
         raise ContentError(f"{path}: not a whole file of torch: {first_line(error)}") from error
+    return not {"constants.pkl", "model.json"}.isdisjoint(records)  # the latter: before torch 1.4
 
 
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
@@ -211,7 +212,8 @@ def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping
     if reading.permit.scans:
         check_torchscript(path)
     place = options["map_location"]
-    return torch.jit.load(str(path), map_location=None if callable(place) else place)
+    with explaining(path, reading):
+        return torch.jit.load(str(path), map_location=None if callable(place) else place)
 
 
 # --- weights in several files -----------------------------------------------------------------------------------
