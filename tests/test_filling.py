@@ -68,6 +68,27 @@ def test_weights_that_are_equal_in_the_file_and_apart_in_the_model_stay_apart() 
     assert not torch.equal(model[0].weight, model[1].weight)
 
 
+def test_models_that_a_file_fills_alike_stay_apart() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    values = torch.nn.Linear(2, 2).state_dict()
+    put(first, values)
+    put(second, values)
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+    assert first.weight.data_ptr() == values["weight"].data_ptr()  # one of them needs no copy
+    with torch.no_grad():
+        first.weight += 1
+    assert not torch.equal(first.weight, second.weight)
+
+
+def test_models_that_are_tied_stay_tied_and_take_the_memory() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.weight = first.weight
+    values = torch.nn.Linear(2, 2).state_dict()
+    put(first, values)
+    put(second, values)
+    assert second.weight is first.weight and first.weight.data_ptr() == values["weight"].data_ptr()
+
+
 def test_memory_that_the_model_shares_with_something_else_stays_shared() -> None:
     class Net(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:

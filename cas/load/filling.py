@@ -8,6 +8,7 @@ the object that it was, so an optimizer made before still trains it, and tied we
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,18 @@ def _fit_names(model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
     return fitted if fitted.keys() == own else values
 
 
+# Where memory begins → the parameter that took it. Files share memory between models that are apart, and a trial's
+# models are filled one after the other.
+_taken: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _is_taken(tensor: Any, *, by: Any) -> bool | None:
+    """Whether this one took a tensor's memory, and still has it; None if nobody has."""
+    address = tensor.data_ptr()
+    found = _taken.get(address)
+    return found is by if found is not None and found.data_ptr() == address else None
+
+
 def _adopting(model: Any) -> Any:
     """Return a context in which copying into a parameter or buffer of the module takes the source's memory."""
     import torch
@@ -66,10 +79,9 @@ def _adopting(model: Any) -> Any:
 
     alone = _holders(torch.empty(1))  # how many hold the memory of a tensor that nobody shares
     own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    taken: dict[int, int] = {}  # where memory begins → whose it is now
 
     def may_take(mine: Any, theirs: Any) -> bool:
-        return (
+        return bool(
             id(mine) in own
             and type(theirs) in (torch.Tensor, torch.nn.Parameter)
             and (mine.shape, mine.dtype, mine.device) == (theirs.shape, theirs.dtype, theirs.device)
@@ -78,8 +90,8 @@ def _adopting(model: Any) -> Any:
             and not (mine.is_conj() or mine.is_neg() or theirs.is_conj() or theirs.is_neg())
             and _is_all_of_its_memory(mine)
             and _is_all_of_its_memory(theirs)
-            and taken.get(theirs.data_ptr(), id(mine)) == id(mine)  # two that are equal here need not stay so
-            and (_holders(mine) == alone or mine.data_ptr() in taken)
+            and _is_taken(theirs, by=mine) is not False  # two that are equal here need not stay so
+            and (_holders(mine) == alone or _is_taken(mine, by=mine))
         )
 
     class Adopting(TorchFunctionMode):  # type: ignore[misc]
@@ -87,7 +99,7 @@ def _adopting(model: Any) -> Any:
             if function is torch.Tensor.copy_ and len(args) == 2 and not kwargs and may_take(*args):
                 mine, theirs = args
                 mine.data = theirs.detach()
-                taken[theirs.data_ptr()] = id(mine)
+                _taken[theirs.data_ptr()] = mine
                 return mine
             return function(*args, **(kwargs or {}))
 
