@@ -8,8 +8,9 @@ the object that it was, so an optimizer made before still trains it, and tied we
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cas.errors import ContentError
@@ -47,17 +48,48 @@ def fill(model: Any, values: Mapping[str, Any], *, adopt: bool, strict: bool, wh
 
 
 def _fit_names(model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take off what wrapping a model puts before each name, where the module at hand is not wrapped."""
+    """Take off what wrapping a model puts before each name, where the module at hand is not wrapped.
+
+    A tensor that the module has under several names needs one of them (`safetensors` leaves the others out).
+    """
     own = model.state_dict().keys()
-    fitted = values
+    tied = _tied(model, own)
+    fitted = values = _with_tied(values, tied)
     while fitted and fitted.keys() != own:
         prefix = next(iter(fitted)).partition(".")[0] + "."
         if not all(name.startswith(prefix) for name in fitted) or all(name.startswith(prefix) for name in own):
             break
-        fitted = {name.removeprefix(prefix): value for name, value in fitted.items()}
+        fitted = _with_tied({name.removeprefix(prefix): value for name, value in fitted.items()}, tied)
         if prefix in _WRAPPERS:
             values = fitted
     return fitted if fitted.keys() == own else values
+
+
+def _tied(model: Any, own: Collection[str]) -> list[list[str]]:
+    """Return the names of each parameter and buffer that the module has under several of its state's names."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            full = f"{prefix}.{name}" if prefix else name
+            if tensor is not None and full in own:
+                names.setdefault(id(tensor), []).append(full)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _with_tied(values: Mapping[str, Any], tied: list[list[str]]) -> Mapping[str, Any]:
+    """Give a value that is there under one name of a tensor for its other names, too."""
+    again = {
+        name: values[there[0]]
+        for group in tied
+        if (there := [name for name in group if name in values])
+        for name in group
+        if name not in values
+    }
+    if not again:
+        return values
+    whole = copy.copy(values)  # with what torch keeps beside the names (`_metadata`)
+    whole.update(again)  # type: ignore[attr-defined]
+    return whole
 
 
 # Where memory begins → the parameter that took it. Files share memory between models that are apart, and a trial's
