@@ -68,6 +68,50 @@ def test_weights_that_are_equal_in_the_file_and_apart_in_the_model_stay_apart() 
     assert not torch.equal(model[0].weight, model[1].weight)
 
 
+def test_models_that_a_file_fills_alike_stay_apart() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    values = torch.nn.Linear(2, 2).state_dict()
+    put(first, values)
+    put(second, values)
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+    assert first.weight.data_ptr() == values["weight"].data_ptr()  # one of them needs no copy
+    with torch.no_grad():
+        first.weight += 1
+    assert not torch.equal(first.weight, second.weight)
+
+
+def test_models_that_are_tied_stay_tied_and_take_the_memory() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.weight = first.weight
+    values = torch.nn.Linear(2, 2).state_dict()
+    put(first, values)
+    put(second, values)
+    assert second.weight is first.weight and first.weight.data_ptr() == values["weight"].data_ptr()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize("absent", ["0.weight", "2.weight"])
+def test_a_tied_weight_needs_one_of_its_names(prefix: str, absent: str) -> None:
+    model = net()
+    values = {prefix + name: value for name, value in fresh(model).items() if name != absent}
+    put(model, values)
+    shared = values[prefix + ("2.weight" if absent == "0.weight" else "0.weight")]
+    assert model[0].weight is model[2].weight and torch.equal(model[0].weight, shared)
+    apart = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
+    with pytest.raises(ContentError, match=rf"Missing key.*{absent}"):
+        put(apart, {name.removeprefix(prefix): value for name, value in values.items()})
+
+
+def test_a_model_that_safetensors_saved_without_its_doubles_is_filled(tmp_path: Path) -> None:
+    from cas.load.loading import load_folder
+
+    save_model = pytest.importorskip("safetensors.torch").save_model
+    model, other = net(), net()
+    save_model(model, str(tmp_path / "model.safetensors"))
+    load_folder(tmp_path, model=other)
+    assert torch.equal(other[2].weight, model[0].weight) and other[0].weight is other[2].weight
+
+
 def test_memory_that_the_model_shares_with_something_else_stays_shared() -> None:
     class Net(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -130,6 +174,24 @@ def test_names_of_a_wrapped_model_fit_it_as_they_are() -> None:
     model = torch.nn.Sequential(OrderedDict(module=torch.nn.Linear(2, 2)))
     put(model, {"module.weight": torch.ones(2, 2), "module.bias": torch.ones(2)})
     assert model.module.weight.sum() == 4
+
+
+def test_what_torch_keeps_beside_the_names_stays_with_them() -> None:
+    seen = []
+
+    class Net(torch.nn.Linear):  # type: ignore[misc]
+        _version = 3
+
+        def _load_from_state_dict(self, values: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+            seen.append(metadata.get("version"))
+            super()._load_from_state_dict(values, prefix, metadata, *rest)
+
+    model = torch.nn.Sequential(Net(2, 2, bias=False), Net(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    values = model.state_dict()
+    del values["1.weight"]
+    put(model, values)
+    assert seen == [3, 3]
 
 
 def test_misfit_is_one_line_that_names_both() -> None:

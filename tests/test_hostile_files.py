@@ -293,6 +293,19 @@ def test_archive_of_torch_export_is_said_to_be_none_that_loads(folder: Path, tra
         "x = ops.image.write_file('/tmp/x', y)",
         "s = __torch__.torch.classes.dist_c10d.TCPStore.__new__(__torch__.torch.classes.dist_c10d.TCPStore)",
         "x = getattr(torch, 'from' + '_file')",
+        'x = getattr(torch, "from_file")("/tmp/x", True, 8)',
+        'x = getattr(torch, "0" "from_file")',
+        r'x = getattr(torch, "\163ave")',
+        'x = getattr(torch, """0""")',
+        'x = getattr(getattr(ops, "aten"), "0")',
+        'x = "getattr(self, "; torch.save(y, "f"); z = ")"',
+        "x = " + 101 * "getattr(" + "self" + 101 * ', "0")',
+        "torch.save(x, '/tmp/x')",
+        "x.save('/tmp/x')",
+        "f = ops.aten.save",
+        "(torch. # (\n    save)(x, '/tmp/x')",
+        "torch.\\\n    save(x, '/tmp/x')",
+        "torch.\rsave(x, '/tmp/x')",
     ],
 )
 def test_program_of_torchscript_that_touches_files_or_the_network_is_refused(folder: Path, line: str) -> None:
@@ -301,6 +314,26 @@ def test_program_of_torchscript_that_touches_files_or_the_network_is_refused(fol
     (folder / "model.pt").write_bytes(zipped(*members, ("a/code/__torch__/m.py", code)))
     with pytest.raises(UnsafeContentError, match="program that writes files or leaves the model"):
         load_folder(folder)
+
+
+@pytest.mark.parametrize("constants", [True, False])
+def test_torchscript_whose_programs_have_other_names_is_refused(folder: Path, trace: Path, constants: bool) -> None:
+    """In the format before torch 1.4, model.json says in which records they are."""
+    members = [("a/data.pkl", HARMLESS), ("a/version", b"1\n"), ("a/model.json", b"{}"), ("a/code/m.txt", b"")]
+    members += [("a/constants.pkl", HARMLESS)] if constants else []
+    (folder / "model.pt").write_bytes(zipped(*members))
+    with pytest.raises(UnsafeContentError, match=r"in the format before torch 1\.4, which cannot be checked") as caught:
+        load_folder(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_that_is_none_is_an_error_of_one_line(folder: Path) -> None:
+    members = [("a/data.pkl", HARMLESS), ("a/constants.pkl", HARMLESS), ("a/version", b"3\n")]
+    (folder / "model.pt").write_bytes(zipped(*members))
+    with pytest.raises(ContentError) as caught:
+        load_folder(folder)
+    assert "\n" not in str(caught.value)
 
 
 # --- safetensors -------------------------------------------------------------------------------------------------

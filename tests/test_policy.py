@@ -651,3 +651,47 @@ torch.jit.script(Hostile()).save({str(tmp_path / "hostile.pth")!r})
     assert not trace.exists()
     load(tmp_path / "hostile.pth", Trust.ALWAYS)
     assert trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_of_models_with_numbered_layers_loads(tmp_path: Path) -> None:
+    (tmp_path / "make.py").write_text(f"""
+import warnings; warnings.simplefilter("ignore")
+import torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.down = nn.ModuleList([nn.Conv2d(width, width, 1)])
+        self.save = True
+    def forward(self, x):
+        y = self.body(x)
+        for layer in self.down:
+            y = layer(y)
+        save = x + y
+        if bool(save.sum() > 0):
+            save = save + 1
+        return save
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(Block(2), nn.Sequential(Block(2), Block(2)))
+        self.heads = nn.ModuleDict({{"a-1": nn.Linear(2, 2), "b c": nn.Linear(2, 2)}})
+    def forward(self, x):
+        x = self.layers(x).mean((2, 3))
+        for head in self.heads.values():
+            x = head(x)
+        return x
+model, x = Net().eval(), torch.rand(1, 2, 4, 4)
+torch.jit.script(model).save({str(tmp_path / "scripted.pt")!r})
+torch.jit.trace(model, x).save({str(tmp_path / "traced.pt")!r})
+torch.jit.freeze(torch.jit.script(model)).save({str(tmp_path / "frozen.pt")!r})
+torch.jit.script(nn.Sequential(nn.Linear(4, 3))).save({str(tmp_path / "sequential.pt")!r})
+torch.save((x, model(x)), {str(tmp_path / "expected.pt")!r})
+""")
+    subprocess.run([sys.executable, str(tmp_path / "make.py")], check=True)
+    x, expected = torch.load(tmp_path / "expected.pt")
+    for name in ("scripted", "traced", "frozen"):
+        assert torch.allclose(load(tmp_path / f"{name}.pt")(x), expected, atol=1e-6)
+    assert load(tmp_path / "sequential.pt")(torch.rand(2, 4)).shape == (2, 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cas.errors import CasError
+from cas.errors import CasError, NotFoundError
 from cas.load.loading import load_folder
 
 torch = pytest.importorskip("torch")
@@ -77,7 +77,8 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
                 self.callbacks = {"clip": ClipGradsL2Norm(1.0), "stop": Stop()}
                 try:
                     context.get_hparam("absent")
-                except KeyError:
+                except ValueError as error:
+                    assert "'absent'" in str(error)
                     self.looked = True
 
             def build_callbacks(self):
@@ -90,6 +91,52 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
     assert trial.looked
 
 
+def test_what_trials_of_2020_import_and_call_works(tmp_path: Path) -> None:
+    code = """
+        import determined as det
+        import determined.keras
+        import determined.pytorch
+        import torch
+        from determined import core, experimental, horovod, util
+        from determined.common import api, check, util as common_util
+        from determined.experimental import Determined, client
+        from determined.experimental.client import Checkpoint
+        from determined.horovod import hvd
+        from determined.keras import InputData, TFKerasTrial, TFKerasTrialContext
+        from determined.pytorch import CheckpointLoadContext, DataLoader, LRScheduler, PyTorchTrial, to_device
+        from determined.tensorboard.metric_writers import pytorch, tensorflow
+        from determined.util import download_gcs_blob_with_backoff
+
+        SEARCH = {"lr": det.Log(minval=-3, maxval=0), "layers": det.Categorical([1, 2]), "n": det.Constant(value=2)}
+
+        def report(core_context: det.core.Context, checkpoint: client.Checkpoint, info: det.TrialInfo) -> None:
+            pass
+
+        class Other(det.Trial):
+            def __init__(self, context: det.keras.TFKerasTrialContext, distributed: core.DistributedContext) -> None:
+                pass
+
+        class T(PyTorchTrial):
+            def __init__(self, context: det.TrialContext) -> None:
+                assert isinstance(context, det.TrialContext) and issubclass(PyTorchTrial, det.Trial)
+                self.model = context.Model(torch.nn.Linear(2, 1))
+                self.optimizer = context.Optimizer(torch.optim.SGD(self.model.parameters(), context.get_hparam("lr")))
+                steps = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+                self.scheduler = context.LRScheduler(steps, LRScheduler.StepMode.STEP_EVERY_EPOCH)
+                context.wrap_lr_scheduler(steps, LRScheduler.StepMode.STEP_EVERY_BATCH, 2)
+                assert context.env.hparams == {"lr": 0.5} and context.env.experiment_config["name"] == "e"
+                assert context.get_hparams() is context.get_hparams() and context.env.trial_seed == 0
+                assert (hvd.rank(), hvd.local_rank(), hvd.size(), hvd.local_size()) == (0, 0, 1, 1)
+                assert not hasattr(hvd, "DistributedOptimizer") and not hasattr(context.env, "slot_ids")
+                self.loader = DataLoader([1, 2, 3, 4, 5], 2, True, None, None, 0, None, False, True)
+                assert len(self.loader) == 2 and self.loader.drop_last and self.loader.batch_size == 2
+                assert isinstance(self.loader.sampler, torch.utils.data.RandomSampler)
+    """
+    layer = trial_checkpoint(tmp_path, code, experiment_config={"name": "e"})
+    trial = load_folder(tmp_path, whole=True)
+    assert torch.equal(trial.model.weight, layer.weight)
+
+
 @pytest.mark.parametrize(
     ("line", "missing"),
     [
@@ -99,6 +146,11 @@ def test_what_trials_do_before_they_train_works(tmp_path: Path) -> None:
         ("from determined.pytorch.samplers import Fancy", r"determined\.pytorch\.samplers\.Fancy"),
         ("from determined.pytorch.deepspeed import DeepSpeedTrial", r"determined\.pytorch\.deepspeed"),
         ("import determined.common.api", r"determined\.common"),
+        ("from determined.common import check; check.true(True)", r"determined\.common\.check\.true"),
+        ("from determined.horovod import hvd; hvd.allreduce(1)", r"determined\.horovod\.hvd\.allreduce"),
+        ("import determined as det; det.TrialInfo()", r"determined\.TrialInfo"),
+        ("from determined.util import merge_dicts; merge_dicts({}, {})", r"determined\.util\.merge_dicts"),
+        ("from determined.experimental.client import Fancy", r"determined\.experimental\.client\.Fancy"),
         (
             "from determined.experimental import client; client.get_checkpoint('x')",
             r"experimental\.client\.get_checkpoint",
@@ -115,6 +167,49 @@ def test_what_it_lacks_is_one_line_that_names_it(tmp_path: Path, line: str, miss
     with pytest.raises(CasError, match=f"{missing}.*install determined to load it") as caught:
         load_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("__init__", "open('conf/net.json').close()"),
+        ("build_model", "torch.load('./conf/net.json')"),
+        ("the module", "open('conf/net.json').close()"),
+    ],
+)
+def test_file_of_code_that_is_looked_for_in_the_current_folder_is_said(
+    tmp_path: Path, where: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "c"
+    code = f"""
+        import torch
+        from determined.pytorch import PyTorchTrial
+        {how if where == "the module" else ""}
+
+        class T(PyTorchTrial):
+            def __init__(self, context):
+                {how if where == "__init__" else "pass"}
+
+            def build_model(self):
+                {how if where == "build_model" else "pass"}
+                return torch.nn.Linear(2, 1)
+    """
+    (folder / "code" / "conf").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(textwrap.dedent(code))
+    torch.save({"model_state_dict": torch.nn.Linear(2, 1).state_dict()}, folder / "state_dict.pth")
+    config = {"entrypoint": "model_def:T"}
+    (folder / "metadata.json").write_text(json.dumps({"torch_version": "1.4.0", "experiment_config": config}))
+    with pytest.raises(FileNotFoundError, match="No such file") as untold:
+        load_folder(folder)
+    assert not isinstance(untold.value, CasError)  # it is not in code/ either
+    torch.save(3, folder / "code" / "conf" / "net.json")
+    with pytest.raises(NotFoundError, match=r"looks for conf.net\.json in the current folder") as caught:
+        load_folder(folder)
+    assert "\n" not in str(caught.value) and f"change to {folder / 'code'} " in str(caught.value)
+    with pytest.raises(NotFoundError, match=r"change to Checkpoint\.view\(\) / 'code'"):
+        load_folder(folder, from_store=True)
+    monkeypatch.chdir(folder / "code")
+    assert isinstance(load_folder(folder), torch.nn.Linear)
 
 
 def test_lightning_adapter_wraps_its_module(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
         "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties"
         " TensorStorageMetadata _MEM_FORMAT_ENCODING"
     ),
+    "torch.nn.backends.thnn": _words("_get_thnn_function_backend"),  # does nothing; in each module from before 1.3
     "torch.nn.functional": _words("*"),
     "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
     "torch.serialization": _words("_get_layout"),
@@ -230,6 +231,7 @@ _MAKERS: dict[str, frozenset[str]] = {
     "torch": _words("Generator Size Tensor device"),
     "torch._C": _words("Generator"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
+    "torch.nn.backends.thnn": _words("_get_thnn_function_backend"),
     "torch.serialization": _words("_get_layout"),
 }
 # Where names are operations, or stand for types: a class among them is another module's.

@@ -8,7 +8,9 @@ the object that it was, so an optimizer made before still trains it, and tied we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import weakref
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cas.errors import ContentError
@@ -46,17 +48,60 @@ def fill(model: Any, values: Mapping[str, Any], *, adopt: bool, strict: bool, wh
 
 
 def _fit_names(model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take off what wrapping a model puts before each name, where the module at hand is not wrapped."""
+    """Take off what wrapping a model puts before each name, where the module at hand is not wrapped.
+
+    A tensor that the module has under several names needs one of them (`safetensors` leaves the others out).
+    """
     own = model.state_dict().keys()
-    fitted = values
+    tied = _tied(model, own)
+    fitted = values = _with_tied(values, tied)
     while fitted and fitted.keys() != own:
         prefix = next(iter(fitted)).partition(".")[0] + "."
         if not all(name.startswith(prefix) for name in fitted) or all(name.startswith(prefix) for name in own):
             break
-        fitted = {name.removeprefix(prefix): value for name, value in fitted.items()}
+        fitted = _with_tied({name.removeprefix(prefix): value for name, value in fitted.items()}, tied)
         if prefix in _WRAPPERS:
             values = fitted
     return fitted if fitted.keys() == own else values
+
+
+def _tied(model: Any, own: Collection[str]) -> list[list[str]]:
+    """Return the names of each parameter and buffer that the module has under several of its state's names."""
+    names: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            full = f"{prefix}.{name}" if prefix else name
+            if tensor is not None and full in own:
+                names.setdefault(id(tensor), []).append(full)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _with_tied(values: Mapping[str, Any], tied: list[list[str]]) -> Mapping[str, Any]:
+    """Give a value that is there under one name of a tensor for its other names, too."""
+    again = {
+        name: values[there[0]]
+        for group in tied
+        if (there := [name for name in group if name in values])
+        for name in group
+        if name not in values
+    }
+    if not again:
+        return values
+    whole = copy.copy(values)  # with what torch keeps beside the names (`_metadata`)
+    whole.update(again)  # type: ignore[attr-defined]
+    return whole
+
+
+# Where memory begins → the parameter that took it. Files share memory between models that are apart, and a trial's
+# models are filled one after the other.
+_taken: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _is_taken(tensor: Any, *, by: Any) -> bool | None:
+    """Whether this one took a tensor's memory, and still has it; None if nobody has."""
+    address = tensor.data_ptr()
+    found = _taken.get(address)
+    return found is by if found is not None and found.data_ptr() == address else None
 
 
 def _adopting(model: Any) -> Any:
@@ -66,10 +111,9 @@ def _adopting(model: Any) -> Any:
 
     alone = _holders(torch.empty(1))  # how many hold the memory of a tensor that nobody shares
     own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    taken: dict[int, int] = {}  # where memory begins → whose it is now
 
     def may_take(mine: Any, theirs: Any) -> bool:
-        return (
+        return bool(
             id(mine) in own
             and type(theirs) in (torch.Tensor, torch.nn.Parameter)
             and (mine.shape, mine.dtype, mine.device) == (theirs.shape, theirs.dtype, theirs.device)
@@ -78,8 +122,8 @@ def _adopting(model: Any) -> Any:
             and not (mine.is_conj() or mine.is_neg() or theirs.is_conj() or theirs.is_neg())
             and _is_all_of_its_memory(mine)
             and _is_all_of_its_memory(theirs)
-            and taken.get(theirs.data_ptr(), id(mine)) == id(mine)  # two that are equal here need not stay so
-            and (_holders(mine) == alone or mine.data_ptr() in taken)
+            and _is_taken(theirs, by=mine) is not False  # two that are equal here need not stay so
+            and (_holders(mine) == alone or _is_taken(mine, by=mine))
         )
 
     class Adopting(TorchFunctionMode):  # type: ignore[misc]
@@ -87,7 +131,7 @@ def _adopting(model: Any) -> Any:
             if function is torch.Tensor.copy_ and len(args) == 2 and not kwargs and may_take(*args):
                 mine, theirs = args
                 mine.data = theirs.detach()
-                taken[theirs.data_ptr()] = id(mine)
+                _taken[theirs.data_ptr()] = mine
                 return mine
             return function(*args, **(kwargs or {}))
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
 from cas.load import forks as forks  # early: it has to see every fork
-from cas.load.layouts import Kind, companions, recognize
+from cas.load.layouts import Kind, Layout, companions, recognize
 from cas.load.permit import Permit
 
 if TYPE_CHECKING:
+    from cas.load.sources import Sources
     from cas.load.verdicts import Scanned
 
 
@@ -44,7 +45,7 @@ def load_folder(
 
     Raises:
         UsageError: an argument that this kind of checkpoint does not take.
-        NotFoundError: no model is in it, or its code needs a module that is not installed.
+        NotFoundError: no model is in it, or its code needs a module or file that it does not find.
         ContentError: it is damaged, or its parts do not fit.
         UnsafeContentError: the trust policy does not allow what would run.
         CasError: the framework is not installed.
@@ -62,11 +63,38 @@ def load_folder(
     if tags is not None and layout.kind is not Kind.SAVED_MODEL:
         raise UsageError(f"tags choose a graph of a SavedModel, and this is {layout.kind}")
     sources = sources_of(layout.code) if layout.code is not None and not permit.safe_only else None
-    if layout.kind is Kind.SAVED_MODEL:
-        return saved_models.load_saved_model(layout, tags, options, permit, whole=whole)
-    if layout.kind in (Kind.KERAS_TRIAL, Kind.KERAS_FILE, Kind.TF_WEIGHTS):
-        return keras_models.load_keras(layout, sources, options, permit, whole=whole)
-    return load_torch(layout, Reading(permit, sources, from_store, options.loader, scanned), options, whole=whole)
+    with _relative_files_explained(layout, sources, from_store=from_store):
+        if layout.kind is Kind.SAVED_MODEL:
+            return saved_models.load_saved_model(layout, tags, options, permit, whole=whole)
+        if layout.kind in (Kind.KERAS_TRIAL, Kind.KERAS_FILE, Kind.TF_WEIGHTS):
+            return keras_models.load_keras(layout, sources, options, permit, whole=whole)
+        reading = Reading(permit, sources, from_store, options.loader, scanned)
+        return load_torch(layout, reading, options, whole=whole)
+
+
+@contextmanager
+def _relative_files_explained(layout: Layout, sources: Sources | None, *, from_store: bool) -> Iterator[None]:
+    """Say what is wrong where code opens a file of `code/` by a relative path, as it could when it trained.
+
+    Threads share the current folder, so nothing is changed for the code's sake.
+
+    Raises:
+        NotFoundError: the code's own current folder was `code/`, and that file is there.
+    """
+    from cas.load.torch_files import is_of_code
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        name = os.path.normpath(error.filename) if isinstance(error.filename, str) else ""
+        below = name and not os.path.isabs(name) and name.partition(os.sep)[0] != os.pardir  # noqa: PTH117
+        if layout.code is None or not below or not is_of_code(error, sources) or not (layout.code / name).exists():
+            raise
+        where = "Checkpoint.view() / 'code'" if from_store else os.path.realpath(layout.code)
+        raise NotFoundError(
+            f"{layout.folder}: its code looks for {name} in the current folder, which was code/ where it trained, and"
+            f" has that file: change to {where} (os.chdir), and load it there"
+        ) from error
 
 
 @contextmanager

@@ -2,13 +2,24 @@
 
 A pickled module is its attributes and nothing more: its constructor does not run. Where torch has given a class an
 attribute since, its `forward` fails with an AttributeError. torch mends a part of that itself (`__setstate__`); this is
-the rest: each value is the one with which the class does what it did then.
+the rest: each value is the one with which the class does what it did then. Two things must be right before: the name
+under which torch has a class today, and what torch's own `__setstate__` takes for granted.
 """
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any
+
+# Names of classes that torch has renamed; the comment names the releases that had the old one.
+_RENAMED: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("torch.nn.modules.linear", "_LinearWithBias"): (  # 1.6 to 1.8
+        "torch.nn.modules.linear",
+        "NonDynamicallyQuantizableLinear",
+    ),
+}
 
 # Class in torch.nn.modules → attribute → value; the comment names the release that brought it.
 _SINCE: Mapping[str, Mapping[str, Any]] = {
@@ -17,6 +28,7 @@ _SINCE: Mapping[str, Mapping[str, Any]] = {
     "AvgPool2d": {"divisor_override": None},  # 1.2
     "AvgPool3d": {"divisor_override": None},  # 1.2
     "BCEWithLogitsLoss": {"pos_weight": None},  # 0.4.1
+    "CTCLoss": {"zero_infinity": False},  # 1.1
     "CrossEntropyLoss": {"label_smoothing": 0.0},  # 1.10
     "EmbeddingBag": {"include_last_offset": False, "padding_idx": None},  # 1.5, 1.9
     "GELU": {"approximate": "none"},  # 1.12
@@ -33,6 +45,25 @@ _SINCE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def name_today(module: str, name: str) -> tuple[str, str]:
+    """Return under which name torch has a class today."""
+    return _RENAMED.get((module, name), (module, name))
+
+
+def receptive(found: Any) -> Any:
+    """Return what a name of a pickle gave; of a recurrent layer, when it can take a state from before 1.4.
+
+    Until then the list of its weights was made when it was asked for, so it is in no state, and today's `__setstate__`
+    reads it. An empty one on the class lets that pass, and `mend` makes the right one; no layer that torch builds
+    itself ever sees it.
+    """
+    base: Any = getattr(sys.modules.get("torch.nn.modules.rnn"), "RNNBase", None)
+    recurrent = base is not None and isinstance(found, type) and issubclass(found, base)
+    if recurrent and "_flat_weights" not in vars(base):
+        base._flat_weights = ()
+    return found
+
+
 def mend(model: Any) -> Any:
     """Give a pickled module, and all modules in it, the attributes that its classes have got since; return it."""
     waiting, seen = [model], set()
@@ -43,7 +74,7 @@ def mend(model: Any) -> Any:
             continue
         seen.add(id(module))
         for kind in type(module).__mro__:
-            if kind.__module__.startswith("torch.nn.modules."):
+            if kind.__module__.startswith(("torch.nn.modules.", "torch.nn.parallel.")):
                 _give(own, _SINCE.get(kind.__name__, {}))
                 if kind.__name__ in _SPECIAL:
                     _SPECIAL[kind.__name__](own)
@@ -74,6 +105,42 @@ def _mend_upsample(own: dict[str, Any]) -> None:
         own["recompute_scale_factor"] = None
 
 
-_SPECIAL = {"_ConvNd": _mend_padding, "Upsample": _mend_upsample}
+def _mend_list(own: dict[str, Any]) -> None:
+    """Since 1.12 a list of parameters knows its length, because it may hold other values, too."""
+    own.setdefault("_size", len(own["_parameters"]))
 
-__all__ = ["mend"]
+
+def _mend_dict(own: dict[str, Any]) -> None:
+    """Since 1.12 a dict of parameters knows its keys, because it may hold other values, too."""
+    own.setdefault("_keys", dict.fromkeys(own["_parameters"]))
+
+
+def _mend_recurrent(own: dict[str, Any]) -> None:
+    """Since 1.4 a recurrent layer keeps a list of its weights, and their names."""
+    if "_flat_weights" in own:
+        return
+    own["_flat_weights_names"] = [name for names in own["_all_weights"] for name in names]
+    own["_flat_weights"] = [own["_parameters"].get(name) for name in own["_flat_weights_names"]]
+    own["_flat_weight_refs"] = [None if one is None else weakref.ref(one) for one in own["_flat_weights"]]
+
+
+def _mend_parallel(own: dict[str, Any]) -> None:
+    """Where its GPUs are not there, a parallel model is what it is when built without any: the model within."""
+    torch = sys.modules["torch"]
+    kind = getattr(own.get("src_device_obj"), "type", "cuda")
+    if kind == "cuda" and own.get("device_ids") and max(own["device_ids"]) >= torch.cuda.device_count():
+        own["device_ids"] = []
+        for name in ("output_device", "src_device_obj"):
+            own.pop(name, None)
+
+
+_SPECIAL = {
+    "_ConvNd": _mend_padding,
+    "DataParallel": _mend_parallel,
+    "ParameterDict": _mend_dict,
+    "ParameterList": _mend_list,
+    "RNNBase": _mend_recurrent,
+    "Upsample": _mend_upsample,
+}
+
+__all__ = ["mend", "name_today", "receptive"]

@@ -38,22 +38,41 @@ def check_torchscript(path: Path) -> None:
     """Judge the program in a file of TorchScript: it runs while it is loaded, and two operations write files.
 
     Raises:
-        UnsafeContentError: it uses one of them.
+        UnsafeContentError: it uses one of them, or is in a format whose programs cannot be told from other records.
     """
     import torch
 
     reader = torch._C.PyTorchFileReader(str(path))
-    for name in reader.get_all_records():
-        if name.endswith(".py") and (found := _WRITES_FILES.search(reader.get_record(name))):
+    names = reader.get_all_records()
+    if "model.json" in names:  # torch reads that, then, and the programs that it names, whatever they are called
+        raise UnsafeContentError(f"{path}: it is TorchScript in the format before torch 1.4, which cannot be checked")
+    for name in names:
+        if name.endswith(".py") and (found := _WRITES_FILES.search(_without_odd_attributes(reader.get_record(name)))):
             raise UnsafeContentError(
                 refusal(str(path), found[0].decode("ascii"), "it is a program that writes files or leaves the model")
             )
 
 
+def _without_odd_attributes(program: bytes) -> bytes:
+    """Take the word `getattr` off where TorchScript writes it itself: for names that are no identifiers, as `"0"`.
+
+    No operation has such a name. The name and all else stay, so that nothing is hidden from the search.
+    """
+    for _ in range(_NESTED):
+        program, count = _ODD_ATTRIBUTE.subn(rb'\1."\2"', program)
+        if not count:
+            break
+    return program
+
+
+_NESTED = 100  # modules in modules that one expression takes: what is deeper is refused
+_ODD_ATTRIBUTE = re.compile(rb'\bgetattr\(((?:\w|\.(?:"[^"\\\n]+")?)+), "(?![A-Za-z_]\w*")([^"\\\n]+)"\)')
+
 # Also `getattr`, which can spell the others, files that torchvision reads and writes, and classes of C++ but for those
 # of quantized models (there are stores that listen on the network); what TorchScript itself writes has none of these.
+# A variable or attribute may be called `save`, where it is plain that no dot is before it, or that it is not called.
 _WRITES_FILES = re.compile(
-    rb"\b(?:from_file|getattr|save|read_file|write_file)\b"
+    rb"\b(?:from_file|getattr|read_file|write_file)\b|(?<![(\[])(?<![\w,=] )\bsave\b(?! ?[:=])"
     rb"|\btorch\.classes\.(?!(?:quantized|xnnpack|sparse|mkldnn|mkldnn_prepacked|rnn|metal|vulkan)\.)\w+"
 )
 

@@ -167,7 +167,7 @@ def explaining(path: Path, reading: Reading) -> Iterator[None]:
     except (CasError, OSError):
         raise
     except Exception as error:  # calls of harmless names with senseless arguments can raise nearly anything
-        if _is_of_code(error, reading.sources):
+        if is_of_code(error, reading.sources):
             raise
         place = reading.options.get("map_location")
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error) and place is not None:
@@ -175,7 +175,7 @@ def explaining(path: Path, reading: Reading) -> Iterator[None]:
         raise ContentError(f"{path}: what it holds cannot be made: {_named(error)}") from error
 
 
-def _is_of_code(error: BaseException, sources: Sources | None) -> bool:
+def is_of_code(error: BaseException, sources: Sources | None) -> bool:
     """Whether code of the checkpoint raised it, or called what did."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return sources is not None and any(sources.is_code_of(frame) for frame in frames)
@@ -214,9 +214,10 @@ def _is_zip(path: Path) -> bool:
 
 def _is_torchscript(torch: Any, path: Path) -> bool:
     try:
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
         raise ContentError(f"{path}: not a whole file of torch: {first_line(error)}") from error
+    return not {"constants.pkl", "model.json"}.isdisjoint(records)  # the latter: before torch 1.4
 
 
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
@@ -225,7 +226,8 @@ def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping
     if reading.permit.scans:
         check_torchscript(path)
     place = options["map_location"]
-    return torch.jit.load(str(path), map_location=None if callable(place) else place)
+    with explaining(path, reading):
+        return torch.jit.load(str(path), map_location=None if callable(place) else place)
 
 
 # --- weights in several files -----------------------------------------------------------------------------------
@@ -300,6 +302,6 @@ def read_stream(stream: IO[bytes], subject: str, reading: Reading) -> Any:
 
 
 __all__ = [
-    "Reading", "explaining", "first_line", "place_of", "read_file", "read_index", "read_parts", "read_stream",
-    "require_all", "require_torch",
+    "Reading", "explaining", "first_line", "is_of_code", "place_of", "read_file", "read_index", "read_parts",
+    "read_stream", "require_all", "require_torch",
 ]  # fmt: skip

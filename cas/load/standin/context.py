@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cas.load.standin.lacking import Lacking
+from cas.load.standin.lacking import Lacking, lacks
 
 
 class Distributed:
@@ -47,12 +47,30 @@ class Distributed:
     broadcast_local = broadcast
 
 
+class Environment:
+    """What a context has as `env`, as far as the checkpoint tells it."""
+
+    det_experiment_id = det_trial_id = "0"  # the trial does not run
+    managed_training = False
+
+    def __init__(self, hparams: Mapping[str, Any], experiment_config: Mapping[str, Any]) -> None:
+        self.hparams = dict(hparams)
+        self.experiment_config = dict(experiment_config)
+
+    @property
+    def trial_seed(self) -> int:
+        """The seed in the configuration."""
+        return int((self.experiment_config.get("reproducibility") or {}).get("experiment_seed", 0))
+
+    def __getattr__(self, name: str) -> Any:
+        return lacks("TrialContext.env", name)
+
+
 class TrialContext:
     """What contexts of every framework have."""
 
     def __init__(self, hparams: Mapping[str, Any], experiment_config: Mapping[str, Any]) -> None:
-        self._hparams = dict(hparams)
-        self._config = dict(experiment_config)
+        self.env = Environment(hparams, experiment_config)
         self.distributed = Distributed()
 
     def __getattr__(self, name: str) -> Any:
@@ -64,25 +82,30 @@ class TrialContext:
         """Return one hyperparameter.
 
         Raises:
-            KeyError: the trial had none of this name.
+            ValueError: the trial had none of this name.
         """
-        return self._hparams[name]
+        if name not in self.env.hparams:
+            raise ValueError(
+                f"Could not find name '{name}' in experiment hyperparameters. Please check your experiment"
+                " configuration 'hyperparameters' section."
+            )
+        return self.env.hparams[name]
 
     def get_hparams(self) -> dict[str, Any]:
-        """Return all hyperparameters."""
-        return dict(self._hparams)
+        """Return all hyperparameters: the dict itself, as the real one does."""
+        return self.env.hparams
 
     def get_experiment_config(self) -> dict[str, Any]:
-        """Return the experiment's configuration."""
-        return dict(self._config)
+        """Return the experiment's configuration: the dict itself, as the real one does."""
+        return self.env.experiment_config
 
     def get_data_config(self) -> dict[str, Any]:
         """Return the part of the configuration that is the user's own, on data."""
-        return dict(self._config.get("data") or {})
+        return self.env.experiment_config.get("data") or {}
 
     def get_global_batch_size(self) -> int:
         """Return the batch size over all processes."""
-        return int(self._hparams["global_batch_size"])
+        return int(self.get_hparam("global_batch_size"))
 
     def get_per_slot_batch_size(self) -> int:
         """Return the batch size of this process, the only one."""
@@ -98,7 +121,7 @@ class TrialContext:
 
     def get_trial_seed(self) -> int:
         """Return the seed in the configuration."""
-        return int((self._config.get("reproducibility") or {}).get("experiment_seed", 0))
+        return self.env.trial_seed
 
     def get_stop_requested(self) -> bool:
         """Return False."""

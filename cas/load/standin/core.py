@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from cas.load.standin.context import Distributed
-from cas.load.standin.lacking import Lacking, lacks, placeholder
+from cas.load.standin.lacking import Lacking, lacks, placeholders
 
 _MODULE = "determined.core"
 
-Context = placeholder(f"{_MODULE}.Context")
 DistributedContext = Distributed
+_TYPES = (
+    "CheckpointContext Context PreemptContext PreemptMode ProfilerContext SearcherContext SearcherMode"
+    " SearcherOperation TensorboardMode TrainContext"
+)
+globals().update(placeholders(_MODULE, _TYPES))
 
 
 def init(*_: Any, **__: Any) -> Any:

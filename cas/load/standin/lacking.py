@@ -39,3 +39,18 @@ def placeholder(name: str) -> type:
         raise Lacking(name)
 
     return type(name.rpartition(".")[2], (), {"__init__": fail, "__doc__": f"Stands for {name}; it cannot be used."})
+
+
+def placeholders(module: str, names: str) -> dict[str, type]:
+    """Return a placeholder for each of these names, which blanks part, of a module."""
+    return {name: placeholder(f"{module}.{name}") for name in names.split()}
+
+
+class Part:
+    """Stands for a part that can be imported; what is taken out of it is lacking."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return lacks(self._name, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cas.load.standin import Trial
 from cas.load.standin.context import TrialContext
-from cas.load.standin.lacking import lacks, placeholder
+from cas.load.standin.lacking import lacks, placeholders
 from cas.load.standin.silent import Silent
 
 _MODULE = "determined.keras"
@@ -35,7 +36,7 @@ class TFKerasTrialContext(TrialContext):
         return Silent()
 
 
-class TFKerasTrial:
+class TFKerasTrial(Trial):
     """The class that users' trials inherit from."""
 
     def __init__(self, context: TFKerasTrialContext) -> None:
@@ -59,8 +60,9 @@ class TFKerasTensorBoard(Silent):
 
 
 ArrayLike = Any
-DeterminedCallback = placeholder(f"{_MODULE}.DeterminedCallback")
-TFKerasContext = TFKerasTrialContext
+TFKerasContext = TFKerasNativeContext = TFKerasTrialContext
+TFKerasExperimentalContext = Silent
+globals().update(placeholders(_MODULE, "DeterminedCallback InMemorySequence"))
 InputData = Any
 
 

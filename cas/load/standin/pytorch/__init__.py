@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from cas.load.standin import Trial
 from cas.load.standin.context import TrialContext
-from cas.load.standin.lacking import Lacking, lacks, placeholder
+from cas.load.standin.lacking import Lacking, lacks, placeholders
 from cas.load.standin.silent import Silent
 
 _MODULE = "determined.pytorch"
@@ -33,11 +34,13 @@ class PyTorchTrialContext(TrialContext):
         self.optimizers.append(optimizer)
         return optimizer
 
-    def wrap_lr_scheduler(self, lr_scheduler: Any, step_mode: Any = None, **__: Any) -> Any:
+    def wrap_lr_scheduler(self, lr_scheduler: Any, step_mode: Any = None, frequency: int = 1) -> Any:
         """Note a scheduler."""
-        wrapped = LRScheduler(lr_scheduler, step_mode)
-        self.lr_schedulers.append(wrapped)
+        self.lr_schedulers.append(LRScheduler(lr_scheduler, step_mode, frequency))
         return lr_scheduler
+
+    # What these were called before they wrapped anything.
+    Model, Optimizer, LRScheduler = wrap_model, wrap_optimizer, wrap_lr_scheduler
 
     def wrap_scaler(self, scaler: Any) -> Any:
         """Return the scaler."""
@@ -124,7 +127,7 @@ class PyTorchTrialContext(TrialContext):
         return 0
 
 
-class PyTorchTrial:
+class PyTorchTrial(Trial):
     """The class that users' trials inherit from."""
 
     def __init__(self, context: PyTorchTrialContext) -> None:
@@ -178,24 +181,27 @@ class LRScheduler:
 
 
 class DataLoader:
-    """A recipe for torch's DataLoader."""
+    """A recipe for torch's DataLoader, whose arguments it takes, in the same order."""
 
-    def __init__(self, dataset: Any, batch_size: int | None = 1, **options: Any) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self._options = options
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from torch.utils.data import DataLoader as TorchDataLoader
+
+        self._loader = TorchDataLoader(*args, **options)
 
     def get_data_loader(self, *_: Any, **__: Any) -> Any:
         """Return torch's DataLoader for one process."""
-        from torch.utils.data import DataLoader as TorchDataLoader
+        return self._loader
 
-        return TorchDataLoader(self.dataset, batch_size=self.batch_size, **self._options)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
 
     def __iter__(self) -> Any:
-        return iter(self.get_data_loader())
+        return iter(self._loader)
 
     def __len__(self) -> int:
-        return len(self.get_data_loader())
+        return len(self._loader)
 
 
 class _Count:
@@ -227,8 +233,8 @@ class ClipGradsL2Norm(PyTorchCallback):
 ClipGradsL2Value = ClipGradsL2Norm
 TrainUnit = _Count
 TorchData = Any
-Trainer = placeholder(f"{_MODULE}.Trainer")
-PyTorchExperimentalContext = PyTorchTrialContext
+CheckpointLoadContext = PyTorchExperimentalContext = PyTorchTrialContext
+globals().update(placeholders(_MODULE, "Trainer data_length load_trial_from_checkpoint_path to_device"))
 
 
 def init(*_: Any, **__: Any) -> Any:
