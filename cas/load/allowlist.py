@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _compat_pickle
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def has_plain_classes(module: str) -> bool:
     return module.startswith(_HARMLESS_BELOW)
 
 
+@functools.lru_cache(1024)  # asked for each tensor
 def may_be_called(module: str, name: str) -> bool:
     """Whether a pickle may call a harmless name: what makes values again. Operations are only ever stored in values:
     some call what they are given, and others return it.

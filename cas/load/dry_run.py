@@ -30,7 +30,9 @@ class _InertClass(type):
     """The class of stand-ins for what names give: a pickle may make values of them, and not change them."""
 
     names: tuple[str, str] = ("", "")  # none: it stands for what a call or an attribute gave, whatever that is
+    home: tuple[str, str] = ("", "")  # what Python 3 calls it
     is_own: bool = False  # of the checkpoint's own code
+    is_harmless: bool = False  # let through by its name, and so to be used as pickles use it
     is_called: bool = False  # by the pickle, or given to something that could
     run: DryUnpickler
 
@@ -38,11 +40,6 @@ class _InertClass(type):
     def label(cls) -> str:
         """What a refusal calls it."""
         return ".".join(cls.names).strip(".") or "value of a call"
-
-    @property
-    def is_harmless(cls) -> bool:
-        """Whether it is let through by its name, and so has to be used as pickles use it."""
-        return not cls.is_own and bool(cls.names[0]) and judge(*cls.names) is Verdict.HARMLESS
 
     def _refuse(cls, *_: Any) -> Any:
         raise UnsafeContentError(f"it changes {cls.label} itself")
@@ -58,7 +55,7 @@ class _Inert(metaclass=_InertClass):
     array_type: dtypes.ArrayType | None = None  # of a numpy.dtype
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
-        if today(*cls.names) == ("builtins", "str") and [type(one) for one in arguments] == [str]:
+        if cls.home == _TEXT and [type(one) for one in arguments] == [str]:
             return arguments[0]  # how the name of a module in a scope is pickled (cas/load/sources.py)
         cls.is_called = True
         cls.run.handed += [arguments, named]
@@ -85,14 +82,13 @@ class _Inert(metaclass=_InertClass):
 
     def __setstate__(self, state: Any) -> None:
         kind = type(self)
-        home = today(*kind.names)
         if not kind.is_own and not kind.names[0]:
             raise UnsafeContentError("it changes a value that it did not make")  # nobody knows what it is
         if kind.is_harmless:
-            if not may_be_changed(*home):
+            if not may_be_changed(*kind.home):
                 raise UnsafeContentError(f"it changes a value of {kind.label}")
-            self._require_state(home, state)
-        if not isinstance(state, dict) or _calls_its_state(home):
+            self._require_state(kind.home, state)
+        if not isinstance(state, dict) or _calls_its_state(kind.home):
             kind.run.handed.append(state)
         self.contents.append(state)
 
@@ -106,7 +102,7 @@ class _Inert(metaclass=_InertClass):
     def _take(self, *values: Any) -> None:
         kind = type(self)
         unknown = not kind.names[0] and not kind.is_own
-        if unknown or (kind.is_harmless and not may_be_filled(*today(*kind.names))):
+        if unknown or (kind.is_harmless and not may_be_filled(*kind.home)):
             raise UnsafeContentError(f"it puts items into a {kind.label}")
         self.contents += values
 
@@ -115,7 +111,7 @@ class _Inert(metaclass=_InertClass):
 
 def _call_harmless(cls: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """Do what a call of a harmless name does, as far as it matters for what comes later."""
-    home = today(*cls.names)
+    home = cls.home
     if named:  # addresses of memory are given so, and nothing else
         raise UnsafeContentError(f"it makes a {cls.label} with the argument {min(named)}")
     if not may_be_called(*home):
@@ -128,7 +124,7 @@ def _call_harmless(cls: Any, arguments: tuple[Any, ...], named: Mapping[str, Any
         raise UnsafeContentError(f"it gives {cls.label} a value to call")
     if home == _DEFAULTS and any(_is_foreign_value(one) for one in arguments[:1]):
         raise UnsafeContentError(f"it gives {cls.label} a value to call")
-    if not all(_is_plain_argument(home, one) for one in arguments):
+    if not _are_plain_arguments(home, arguments):
         raise UnsafeContentError(f"it gives {cls.label} what does not belong there")
     inert = cls.stand_in(arguments)
     if home == _DTYPE:
@@ -145,31 +141,32 @@ def _make_its_first(cls: Any, home: tuple[str, str], arguments: tuple[Any, ...])
     if home == ("copyreg", "__newobj__"):
         return first(*others)
     if home == ("copyreg", "_reconstructor"):
-        base = today(*others[0].names) if others and isinstance(others[0], _InertClass) else None
+        base = others[0].home if others and isinstance(others[0], _InertClass) else None
         if base not in _BASES:
             raise UnsafeContentError(f"it gives {cls.label} a base that is none")
         return first.stand_in(others) if first.is_harmless and base == _OBJECT else first(*others[1:])
     kind, values = others[0] if others else None, others[1] if len(others) > 1 else None
-    is_tensor = isinstance(kind, _InertClass) and (not kind.is_harmless or today(*kind.names)[1] in _TENSORS)
-    if today(*first.names)[0] != "torch._utils" or not is_tensor or not isinstance(values, tuple):
+    is_tensor = isinstance(kind, _InertClass) and (not kind.is_harmless or kind.home[1] in _TENSORS)
+    if first.home[0] != "torch._utils" or not is_tensor or not isinstance(values, tuple):
         raise UnsafeContentError(f"it gives {cls.label} what does not belong there")
     first(*values)
     return cls.stand_in(arguments)
 
 
-def _is_plain_argument(home: tuple[str, str], value: object) -> bool:
-    """Whether an argument is of the kind that pickles give where another would be called, or looked up."""
+def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool:
+    """Whether arguments are of the kind that pickles give where others would be called, or looked up."""
     if home[1] == "itemgetter":
-        return isinstance(value, int | str)
+        return all(isinstance(value, int | str) for value in values)
     if home[0].startswith("numpy.random"):  # calls what makes its generator
-        return not isinstance(value, _InertClass) or value.names[0].startswith("numpy.random")
+        named = [value for value in values if isinstance(value, _InertClass)]
+        return all(value.names[0].startswith("numpy.random") for value in named)
     return True
 
 
 def _may_be_called_later(value: object) -> bool:
     """Whether a value may be called by whoever uses what was loaded."""
     if isinstance(value, _InertClass):
-        return not value.is_harmless or may_wait(*today(*value.names))
+        return not value.is_harmless or may_wait(*value.home)
     return isinstance(value, _Inert) and type(value).is_own
 
 
@@ -190,6 +187,7 @@ def _is_foreign_value(value: object) -> bool:
 
 
 _DTYPE = ("numpy", "dtype")
+_TEXT = ("builtins", "str")
 _PARTIAL = ("functools", "partial")
 _DEFAULTS = ("collections", "defaultdict")
 _OBJECT = ("builtins", "object")
@@ -255,7 +253,8 @@ class DryUnpickler(pickle.Unpickler):
 
     def _stand_in(self, module: str, name: str, *, own: bool) -> Any:
         made = _InertClass("inert", (_Inert,), {})
-        made.names, made.is_own, made.is_called, made.run = (module, name), own, False, self
+        made.names, made.home, made.is_own, made.run = (module, name), today(module, name), own, self
+        made.is_harmless = bool(module) and not own and judge(module, name) is Verdict.HARMLESS
         return made
 
     def unknown(self, *contents: object, own: bool = False) -> _Inert:
