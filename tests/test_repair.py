@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +246,48 @@ def test_a_writable_blob_is_hashed_and_closed(store: Store, settings: Settings) 
     blob(store, "model").chmod(0o666)
     report = repairing.check(store)
     assert [problem.kind for problem in report.damage] == [Kind.DAMAGED_BLOB, Kind.MISSING_BLOB]
+
+
+def test_a_view_in_use_survives_the_repair_of_its_blob(store: Store, settings: Settings, tmp_path: Path) -> None:
+    origin_of(tmp_path)
+    pulled(store, settings, tmp_path)
+    manifest = store.resolve(REGISTRY, UUID)
+    assert manifest is not None
+    code = f"""
+import sys
+from pathlib import Path
+from cas.index.digest import Digest
+from cas.index.store import Store
+from cas.load.views import make_view
+store = Store(Path(sys.argv[1]))
+view = make_view(store, store.refs.get(Digest({manifest.digest.hex!r}))).path
+model = open(view / "model", "rb")
+print(view, flush=True)
+while line := sys.stdin.readline().strip():
+    found = {{path.name: path.read_bytes().hex() for path in view.rglob("*") if path.is_file()}}
+    print(found, len(model.read()), flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as user:
+        assert user.stdin is not None and user.stdout is not None
+        view = Path(user.stdout.readline().strip())
+        damage(blob(store, "model"))
+        os.utime(blob(store, "model"), ns=(0, 0))
+        report = repairing.check(store, deep=True, anew=True)
+        assert sorted(path.name for path in view.rglob("*") if path.is_file()) == ["a.py", "empty"]
+        user.stdin.write("look\n")
+        user.stdin.flush()
+        assert "a.py" in user.stdout.readline()  # the others are there, and so is what was open
+        assert repairing.repair(store, report.problems, settings).left == ()
+        user.stdin.write("look\n")
+        user.stdin.flush()
+        found = user.stdout.readline()
+        assert all(data.hex() in found for data in FILES.values())
+        assert make_view(store, manifest).path == view
+        assert is_sound(store)
+        user.stdin.write("\n")
+        user.stdin.flush()
 
 
 # --- manifests and refs ----------------------------------------------------------------------------------------

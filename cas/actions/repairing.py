@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from cas.config import Settings
 from cas.errors import CasError
 from cas.index import check as quick
-from cas.index import compaction
+from cas.index import compaction, disk, stamps
 from cas.index.check import Advance, CheckReport
 from cas.index.copies import Copies, peek_manifest
 from cas.index.digest import Digest
@@ -19,6 +20,7 @@ from cas.index.manifest import FileEntry, Manifest
 from cas.index.problems import Kind, Problem
 from cas.index.repair import Remedy, RepairPlan, Result, Step, execute_repair, plan_repair
 from cas.index.store import Store
+from cas.load.views import make_view
 from cas.pull.origin import Origin
 from cas.registry.catalog import Catalog
 from cas.registry.lost import fitting_manifest, lost_refs
@@ -106,7 +108,19 @@ def repair(store: Store, problems: Iterable[Problem], settings: Settings) -> Rep
         results += execute_repair(store, more, sources)
         planned = RepairPlan((*planned.steps, *more.steps))
         left = check(store, settings=settings).damage
+    _mend_views(store)
     return RepairReport(planned, tuple(results), left)
+
+
+def _mend_views(store: Store) -> None:
+    """Put files that are right again into views that somebody is inside of: those have no stamp any more."""
+    for name in disk.names(store.layout.views):
+        with contextlib.suppress(CasError, OSError):  # it is mended when it is wanted, then
+            digest = Digest(name)
+            manifest = None if (store.layout.view(digest) / stamps.NAME).exists() else store.refs.get(digest)
+            if manifest is not None:
+                make_view(store, manifest)
+                store.leases.leave(digest)
 
 
 def _is_new(problem: Problem, planned: RepairPlan) -> bool:

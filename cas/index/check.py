@@ -261,12 +261,12 @@ def _checkpoints(store: Store, blobs: _Blobs) -> Iterator[Problem]:
 def _views(store: Store, *, put_aside: bool) -> Iterator[Problem]:
     """Read the copies in views: the links are blobs, which were read."""
     for name, tree, files in stamped_views(store):
-        bad = next((path for path, hex in files.copies() if not _holds(tree, path, hex)), None)
-        if bad is not None and _is_digest(name):
-            text = f"its file {bad!r:.100} has other bytes than the checkpoint's; it is made again when it is wanted"
+        bad = [path for path, hex in files.copies() if not _holds(tree, path, hex)]
+        if bad and _is_digest(name):
+            text = f"its file {bad[0]!r:.100} has other bytes than the checkpoint's; it is made again when it is wanted"
             if put_aside:
                 with contextlib.suppress(OSError):
-                    store.drop_view(Digest(name))
+                    store.doubt_view(Digest(name), bad)
             yield Problem(Kind.DAMAGED_VIEW, tree.parent, text, Digest(name))
 
 

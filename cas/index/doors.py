@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from cas.index import disk
+from cas.index import disk, stamps
+from cas.index.paths import RelativePath
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _ATTEMPTS = 100  # to close a door while others enter
@@ -51,6 +52,26 @@ class Door:
             if disk.remove_folder("users", within=self._fd):
                 return True
         return False
+
+    def doubt(self, wrong: Iterable[str]) -> None:
+        """Let nobody believe what is behind the door, and take wrong files away; who is inside keeps the others."""
+        disk.unlink(stamps.NAME, within=self._fd)
+        for path in map(RelativePath, wrong):
+            above, _, name = f"tree/{path}".rpartition("/")
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._writable(above) as folder:
+                disk.unlink(name, within=folder)
+
+    @contextlib.contextmanager
+    def _writable(self, path: str) -> Iterator[int]:
+        folder = os.open(path, _FLAGS, dir_fd=self._fd)
+        try:
+            disk.set_mode(folder, 0o755)
+            try:
+                yield folder
+            finally:
+                disk.set_mode(folder, 0o555)
+        finally:
+            os.close(folder)
 
     def empty(self, held: Path) -> None:
         """Take what is behind a closed door away: to `held`, a new name in `aside/`, and off the disk."""

@@ -372,8 +372,8 @@ def _remove(store: Store, step: Step, _: Sources) -> str | None:
         disk.remove_tree(problem.path)
         return "removed"
     if problem.kind is Kind.DAMAGED_VIEW:
-        store.drop_view(_digest(step))
-        return "taken away; it is made again when it is wanted"
+        store.doubt_view(_digest(step), ())
+        return "taken away, unless it is in use; it is made again when it is wanted"
     store.blobs.drop_healed()
     if not problem.path.exists():
         return "removed: what it was is here, whole"

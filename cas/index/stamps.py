@@ -57,9 +57,13 @@ class StampedFiles(NamedTuple):
         """Yield what the stat of each file said."""
         return map(Signature, self.sizes, self.mtimes, self.inodes, self.changed)
 
+    def rows(self) -> Iterator[tuple[str, str, str, Signature]]:
+        """Yield of each file its path, its kind, its digest and its signature."""
+        return zip(self.paths, self.kinds, self.digests, self.signatures(), strict=True)
+
     def linked(self) -> Iterator[tuple[str, Signature]]:
         """Yield of each file that is no copy its digest and its signature."""
-        for kind, digest, signature in zip(self.kinds, self.digests, self.signatures(), strict=True):
+        for _, kind, digest, signature in self.rows():
             if kind != "copy":
                 yield digest, signature
 

@@ -22,14 +22,15 @@ from cas.index.home import Home
 from cas.index.ingest import Follower, Ingest
 from cas.index.layout import GUARDED
 from cas.index.layout import check_uuid as check_uuid
-from cas.index.leases import Leases
-from cas.index.manifest import MAX_BYTES, Manifest
+from cas.index.leases import Leases, is_alive
+from cas.index.manifest import Manifest
 from cas.index.marks import Pins, Uses
 from cas.index.records import Records
 from cas.index.refs import Refs
 from cas.index.seal import Sealer
 from cas.index.sqlindex import SqlIndex
 from cas.index.staging import Staging, activity
+from cas.index.stamps import Stamp
 from cas.index.trees import Trees
 
 log = logging.getLogger("cas.index")
@@ -85,7 +86,7 @@ class Store:
         self.leases = Leases(self.layout)
         self.pins = Pins(self.layout)
         self.uses = Uses(self.layout)
-        self.blobs.on_bad(self._drop_views_of)
+        self.blobs.on_bad(self._doubt_views_of)
         self.blobs.on_new(self.chunks.note_parts)
         self._sealer = Sealer(self.blobs)
 
@@ -245,24 +246,42 @@ class Store:
             if found is not None and found.close():
                 found.empty(self.layout.old_view(manifest))
 
-    def _drop_views_of(self, digest: Digest) -> None:
-        """Take the views away that may link to a bad file (invariant 5)."""
+    def doubt_view(self, manifest: Digest, wrong: Iterable[str]) -> None:
+        """Let nobody begin to use a view, for some files in it are wrong, and take these away.
+
+        All of it goes, unless somebody is inside. They keep the other files, and their folder: whoever wants the view
+        next puts right files into it.
+        """
+        now = 0  # where nothing can be written, no lease counts
+        with contextlib.suppress(OSError):
+            now = disk.clock(self.layout.root)
+        with door(self.layout.view(manifest)) as found:
+            if found is not None:
+                found.doubt(wrong)
+                if found.close(lambda id: now > 0 and is_alive(self.layout.lease(id), now)):
+                    found.empty(self.layout.old_view(manifest))
+
+    def _doubt_views_of(self, digest: Digest) -> None:
+        """Doubt the views that may link to a bad file (invariant 5)."""
         for name in disk.names(self.layout.views):
             with contextlib.suppress(ContentError):
                 manifest = Digest(name)
-                if self._needs(manifest, digest):
-                    self.drop_view(manifest)
+                if (wrong := self._names_of(manifest, digest)) is not None:
+                    self.doubt_view(manifest, wrong)
 
-    def _needs(self, manifest: Digest, digest: Digest) -> bool:
-        """Whether a view leads to a blob: as its manifest says, else its stamp, else perhaps."""
+    def _names_of(self, manifest: Digest, digest: Digest) -> list[str] | None:
+        """Return the names under which a view leads to a blob, as its manifest says, else its stamp; None if it does
+        not. Where nothing says so, it may, under no known name.
+        """
         with contextlib.suppress(ContentError):
             found = self.refs.get(manifest)
             if found is not None:
-                return any(entry.digest == digest for entry in found.files)
-        try:  # of a lost manifest, the view may be all that says what was in it
-            return digest.hex.encode() in disk.read_file(self.layout.view(manifest) / "stamp.json", MAX_BYTES)
-        except OSError:
-            return True
+                return [entry.path for entry in found.files if entry.digest == digest] or None
+        stamp = Stamp.read(self.layout.view(manifest))  # of a lost manifest, it may be all that says what was in it
+        if stamp is None:
+            return []
+        files = zip(stamp.files.paths, stamp.files.digests, strict=True)
+        return [path for path, hex in files if hex == digest.hex] or None
 
     def seal_later(self, digests: Iterable[Digest]) -> None:
         """Let a low-priority thread make blobs survive a power cut."""

@@ -319,6 +319,65 @@ def _renew(store: Store, digest: Digest, scratch: Path) -> ViewReport | None:
     return _report(stamp, folder, reused=True)
 
 
+def _mend(store: Store, digest: Digest, built: Path, stamp: Stamp) -> ViewReport | None:
+    """Put files that were built anew into the places of wrong ones, in the view that has the name: somebody is inside.
+
+    Return it, entered; None if it is closed, or has names that it should not have.
+    """
+    folder = store.layout.view(digest)
+    if not store.leases.enter(digest):
+        return None
+    try:
+        tree, files = folder / "tree", StampedFiles.none()
+        if not _has_no_other_names(tree, stamp):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(tree))
+        for path, kind, hex, signature in stamp.files.rows():
+            if not _is_right(tree / path, kind, hex, signature):
+                _put(built / "tree" / path, tree / path)
+            now = store.owners.signature(os.stat(tree / path))
+            files.add(path, kind, Digest(hex), now)
+        folders = {name: _close(tree / name) for name in stamp.folders}
+        mended = Stamp(stamp.boot, stamp.sealed, folders, files)
+        disk.unlink(built / stamps.NAME)
+        mended.write(built)
+        disk.rename(built / stamps.NAME, folder / stamps.NAME)
+    except OSError as error:  # somebody mends it too, or it is nothing that can be mended
+        log.info("the view %s is not mended: %s", folder, error)
+        store.leases.leave(digest)
+        return None
+    return _report(mended, folder, reused=False)
+
+
+def _has_no_other_names(tree: Path, stamp: Stamp) -> bool:
+    wanted = {*stamp.files.paths, *stamp.folders}
+    above = len(os.fspath(tree)) + 1
+    for folder, folders, names in os.walk(tree):
+        if not all(f"{folder}/{name}"[above:] in wanted for name in (*folders, *names)):
+            return False
+    return True
+
+
+def _is_right(path: Path, kind: str, hex: str, signature: Signature) -> bool:
+    """Whether a file of an old view is what one that was built anew has there."""
+    try:
+        if kind != "copy":
+            return path.stat().st_ino == signature.inode
+        fd = disk.open_file(path)
+    except OSError:
+        return False
+    try:
+        return Digest.of_file(fd).hex == hex
+    finally:
+        os.close(fd)
+
+
+def _put(new: Path, old: Path) -> None:
+    """Put a file into the place of a wrong one. Both lie in folders that are closed."""
+    for folder in (new.parent, old.parent):
+        disk.change_mode(folder, 0o755)
+    disk.rename(new, old)
+
+
 def _publish(store: Store, digest: Digest, built: Path, stamp: Stamp) -> ViewReport:
     """Give a built view its name; one that another process published in between is used instead of ours."""
     folder = store.layout.view(digest)
@@ -336,6 +395,9 @@ def _publish(store: Store, digest: Digest, built: Path, stamp: Stamp) -> ViewRep
                         raise
                 found = use_view(store, digest)
                 if found is not None:
+                    store.leases.leave(digest)
+                    return found
+                if other is not None and other.inside() and (found := _mend(store, digest, built, stamp)) is not None:
                     store.leases.leave(digest)
                     return found
                 if other is not None and other.close():  # it was closed, or is wrong
