@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cas.errors import ContentError, NotFoundError
-from cas.load.layouts import Kind, recognize
+from cas.load.layouts import Kind, companions, recognize
 from cas.load.scanning import MAGIC
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
@@ -121,6 +121,37 @@ def test_pipes_and_devices_count_as_no_metadata(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metadata.json")
     (tmp_path / "load_data.json").symlink_to("/dev/zero")
     assert recognize(tmp_path).hparams == {}
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.pkl", "weights", ".metadata", "x.keras", "a/saved_model.pb"])
+@pytest.mark.parametrize("what", ["a pipe", "a device"])
+def test_pipes_and_devices_are_no_model_and_are_never_opened(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name) if what == "a pipe" else (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(NotFoundError, match="no model in"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "pipe"),
+    [
+        ("saved_model.pb", "variables/variables.index"),
+        ("ckpt-3.index", "ckpt-3.data-00000-of-00001"),
+        ("model_checkpoint.index", "model_checkpoint.data-00000-of-00001"),
+    ],
+)
+def test_pipe_that_a_framework_would_open_is_refused(tmp_path: Path, file: str, pipe: str) -> None:
+    make(tmp_path, file)
+    (tmp_path / pipe).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    with pytest.raises(ContentError, match=rf"{pipe}: neither a file nor a folder"):
+        recognize(tmp_path)
+
+
+def test_pipe_that_is_named_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(ContentError, match=r"x\.pt: neither a file nor a folder"):
+        companions(tmp_path / "x.pt")
 
 
 def test_several_saved_models_are_an_error(tmp_path: Path) -> None:

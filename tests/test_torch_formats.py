@@ -209,6 +209,18 @@ def test_damaged_distributed_checkpoint_is_an_error_of_one_line(saved: Any, tmp_
         load_path(tmp_path / "c")
 
 
+@ONE_PROCESS
+def test_pipe_in_a_distributed_checkpoint_is_never_opened(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    distributed.save({"model": saved.state_dict()}, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    data = next((tmp_path / "c").glob("*.distcp"))
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(ContentError, match=r"distcp: neither a file nor a folder"):
+        load_path(tmp_path / "c")
+
+
 def test_lightning_checkpoint_gives_its_state_dict_and_says_what_else_is_in_it(
     saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

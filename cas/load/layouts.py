@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -157,8 +157,12 @@ class _Finder:
 
     def saved_model(self) -> Layout | None:
         """What estimators exported, or anybody."""
-        found = {Path(path).parent for path in _walk(self._folder) if os.path.basename(path) in _GRAPHS}  # noqa: PTH119
-        return self._one(Kind.SAVED_MODEL, found, "SavedModels", "load one of these folders")
+        graphs = (Path(path) for path in _walk(self._folder) if os.path.basename(path) in _GRAPHS)  # noqa: PTH119
+        found = {path.parent for path in graphs if path.is_file()}
+        layout = self._one(Kind.SAVED_MODEL, found, "SavedModels", "load one of these folders")
+        if layout is not None:
+            _require_plain(map(Path, _walk(layout.file)))
+        return layout
 
     # --- without Determined ----------------------------------------------------------------------------------
 
@@ -193,8 +197,11 @@ class _Finder:
     def tensorflow_weights(self) -> Layout | None:
         """Weights in TensorFlow's own format."""
         found = [path for path in self._folder.glob("*.index") if path.is_file()]
-        starts = [path.with_suffix("") for path in found if any(self._folder.glob(f"{glob.escape(path.stem)}.data-*"))]
-        return self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
+        starts = [path.with_suffix("") for path in found if _shards(path)]
+        layout = self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
+        if layout is not None:
+            _require_plain(_shards(layout.file.with_name(f"{layout.file.name}.index")))
+        return layout
 
     def plain_pickle(self) -> Layout | None:
         """What `pickle.dump` or `cloudpickle.dump` wrote: by its suffix, or where that is torch's, by how it begins."""
@@ -248,6 +255,7 @@ def _trial_class(entrypoint: object) -> str | None:
 def _weights(folder: Path, stem: str) -> Path | None:
     """Return what `load_weights` is given for weights of this name: a file, or how names of TensorFlow's begin."""
     if (folder / f"{stem}.index").is_file():
+        _require_plain(_shards(folder / f"{stem}.index"))
         return folder / stem
     for suffix in (".h5", ".weights.h5", ".hdf5", ".keras"):
         if (folder / f"{stem}{suffix}").is_file():
@@ -255,17 +263,38 @@ def _weights(folder: Path, stem: str) -> Path | None:
     return None
 
 
+def _shards(index: Path) -> list[Path]:
+    """Return the files with the values of TensorFlow weights that have this `.index`."""
+    return list(index.parent.glob(f"{glob.escape(index.stem)}.data-*"))
+
+
+def _require_plain(paths: Iterable[Path]) -> None:
+    """Refuse what a framework would open and never get to the end of: pipes, devices.
+
+    Raises:
+        ContentError: one of them is such a thing.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise ContentError(f"{path}: neither a file nor a folder")
+
+
 def companions(path: Path) -> list[Path] | None:
     """Return the files that belong to one which the user named: parts with their index, TensorFlow weights.
 
     None if there is no such file.
+
+    Raises:
+        ContentError: it is a pipe or a device.
     """
     if not path.exists() and path.with_name(f"{path.name}.index").is_file():  # how TensorFlow names weights
         path = path.with_name(f"{path.name}.index")
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            _require_plain([path])
         return [] if path.exists() else None
     if path.suffix == ".index":
-        return [path, *path.parent.glob(f"{glob.escape(path.stem)}.data-*")]
+        return [path, *_shards(path)]
     if path.name.endswith(_INDEX):
         suffix = Path(path.name.removesuffix(_INDEX)).suffix
         return [path, *(other for other in path.parent.iterdir() if other.suffix == suffix)]
@@ -289,6 +318,8 @@ def is_plain_pickle(path: Path) -> bool:
 
 def _start(path: Path) -> bytes:
     try:
+        if not path.is_file():  # to open a pipe waits for its writer
+            return b""
         with open(path, "rb") as file:
             return file.read(32)
     except OSError:

@@ -86,6 +86,9 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     metadata = _read_metadata(folder, reading)
+    for name in dict.fromkeys(str(info.relative_path) for info in metadata.storage_data.values()):
+        if (folder / name).exists() and not (folder / name).is_file():  # to open a pipe waits for its writer
+            raise ContentError(f"{folder / name}: neither a file nor a folder")
     tops = {str(path[0]) for path in (metadata.planner_data or {}).values()}
     keys = tops & MODEL_KEYS if only and tops & MODEL_KEYS else None
 
