@@ -139,6 +139,9 @@ def test_place_of_safetensors_is_a_device(saved: Any, tmp_path: Path) -> None:
         load_path(tmp_path, map_location={"cuda:0": "cpu"})
     with pytest.raises(UsageError, match="'nowhere' is no device"):
         load_path(tmp_path, map_location="nowhere")
+    with pytest.raises(UsageError, match=r"'cuda:77' cannot be used here") as caught:
+        load_path(tmp_path, map_location="cuda:77")
+    assert "\n" not in str(caught.value)
 
 
 # --- torch's own -------------------------------------------------------------------------------------------------
@@ -219,6 +222,37 @@ def test_pipe_in_a_distributed_checkpoint_is_never_opened(saved: Any, tmp_path: 
     os.mkfifo(data)
     with pytest.raises(ContentError, match=r"distcp: neither a file nor a folder"):
         load_path(tmp_path / "c")
+
+
+@ONE_PROCESS
+def test_distributed_checkpoint_goes_where_the_caller_wants_it(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state = {"model": saved.state_dict(), "pair": (torch.ones(2), 1), "step": torch.tensor(3)}
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    found = load_path(tmp_path / "c", map_location="meta")
+    tensors = [*found["model"].values(), found["pair"][0], found["step"]]
+    assert {value.device.type for value in tensors} == {"meta"}
+    found = load_path(tmp_path / "c", map_location=torch.device("cpu"))
+    assert torch.equal(found["model"]["0.weight"], saved.state_dict()["0.weight"])
+    for place in ("nowhere", "cuda:77", {"cuda:0": "cpu"}, lambda storage, _: storage):
+        with pytest.raises(UsageError, match=r"map_location") as caught:
+            load_path(tmp_path / "c", map_location=place)
+        assert "\n" not in str(caught.value)
+
+
+@ONE_PROCESS
+def test_distributed_checkpoint_holds_to_weights_only(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state = {"model": saved.state_dict(), "step": 7, "place": Path("/x")}
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    assert load_path(tmp_path / "c")["place"] == Path("/x")
+    with pytest.raises(UnsafeContentError, match=r"place: holds more than weights, and weights_only was asked for"):
+        load_path(tmp_path / "c", weights_only=True)
+    del state["place"]
+    distributed.save(state, checkpoint_id=str(tmp_path / "d"), no_dist=True)
+    assert load_path(tmp_path / "d", weights_only=True)["step"] == 7
 
 
 def test_lightning_checkpoint_gives_its_state_dict_and_says_what_else_is_in_it(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from cas.errors import CasError, ContentError, UsageError
+from cas.errors import CasError, ContentError
 from cas.load.policy import Policy
-from cas.load.torch_files import Reading, first_line, read_index, read_stream, require_all, require_torch
+from cas.load.torch_files import Reading, device_of, first_line, read_index, read_stream, require_all, require_torch
 
 # --- safetensors -----------------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ def read_safetensors(path: Path, reading: Reading) -> dict[str, Any]:
         NotFoundError: a file that the index names is not there.
         CasError: safetensors is not installed.
     """
-    device = _device(reading.options.get("map_location"))
+    device = device_of(reading, "tensors of safetensors")
     if not path.name.endswith(".index.json"):
         return _read_one(path, reading, device)
     where = read_index(path)
@@ -56,16 +56,6 @@ def _read_one(path: Path, reading: Reading, device: Any) -> dict[str, Any]:
     return found
 
 
-def _device(place: Any) -> Any:
-    torch = require_torch()
-    if callable(place) or isinstance(place, Mapping):
-        raise UsageError("tensors of safetensors have no place of their own: map_location must be a device")
-    try:
-        return torch.device(place or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"map_location={place!r:.40} is no device: {first_line(error)}") from error
-
-
 # --- distributed checkpoints -------------------------------------------------------------------------------------
 
 
@@ -76,10 +66,13 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
 
     Raises:
         ContentError: it is damaged.
-        UnsafeContentError: the trust policy does not allow what is in it.
+        UnsafeContentError: the trust policy does not allow what is in it, or it is more than weights and only those
+            were asked for.
+        UsageError: map_location is no device of this machine.
         CasError: this torch cannot read such checkpoints.
     """
     torch = require_torch()
+    device = device_of(reading, "tensors of a distributed checkpoint")
     if not torch.distributed.is_available():
         raise CasError(f"{folder}: a distributed checkpoint, and this torch was built without torch.distributed")
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, default_planner
@@ -97,10 +90,15 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
             return metadata  # a pickle, which has been judged
 
     class Planner(default_planner._EmptyStateDictLoadPlanner):  # type: ignore[misc]
+        def set_up_planner(self, *arguments: Any, **named: Any) -> None:
+            """Make the empty tensors that the files are read into, where the caller wants them."""
+            with torch.device("cpu") if device.type == "meta" else device:  # of meta tensors torch makes real ones
+                super().set_up_planner(*arguments, **named)
+
         def load_bytes(self, read_item: Any, value: IO[bytes]) -> None:
             """Take what is no tensor: a file of torch's inside of the others, which is judged."""
             name = read_item.dest_index.fqn
-            found = read_stream(value, f"{folder}: {name}", reading)
+            found = read_stream(value, f"{folder}: {name}", reading, device)
             if self.flatten_state_dict:
                 default_planner.set_element(self.original_state_dict, self.mappings[name], found)
             else:
@@ -116,6 +114,8 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
         if isinstance(cause, CasError):
             raise cause from error
         raise ContentError(f"{folder}: not a whole distributed checkpoint: {first_line(cause)}") from error
+    if device.type == "meta":
+        state = torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), state)
     return state
 
 

@@ -115,15 +115,22 @@ def _pickle_module(path: Path, reading: Reading, options: Mapping[str, Any]) -> 
     return own or policy.unpickler(str(path), guarded=reading.permit.scans)
 
 
-def _require_safe_torch(torch: Any, path: Path, permit: Permit) -> None:
+def _require_safe_torch(torch: Any, path: Path | str, permit: Permit) -> None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE:
         raise permit.refusal(f"{path}: torch {torch.__version__} can be made to run code even by weights (2.6 cannot)")
 
 
 def place_of(torch: Any, reading: Reading) -> Any:
-    """Return a `map_location`: the caller's, else where the tensors were, if this machine has such a device."""
-    if reading.options.get("map_location") is not None:
-        return reading.options["map_location"]
+    """Return a `map_location`: the caller's, else where the tensors were, if this machine has such a device.
+
+    Raises:
+        UsageError: the caller's is nothing that torch takes for one.
+    """
+    wanted = reading.options.get("map_location")
+    if wanted is not None:
+        if not isinstance(wanted, str | torch.device | Mapping) and not callable(wanted):
+            raise UsageError(f"map_location={wanted!r:.40}: it is a device, a dict of devices, or a function")
+        return wanted
     if not torch.cuda.is_available():
         return "cpu"
 
@@ -133,6 +140,27 @@ def place_of(torch: Any, reading: Reading) -> Any:
         return storage if absent else None  # None: as torch does it
 
     return place
+
+
+def device_of(reading: Reading, what: str) -> Any:
+    """Return the device for tensors of which no file says where they were: the caller's `map_location`, else the CPU.
+
+    Raises:
+        UsageError: it is not one device, or none that can be used here.
+    """
+    torch = require_torch()
+    place = reading.options.get("map_location")
+    if callable(place) or isinstance(place, Mapping):
+        raise UsageError(f"{what} have no place of their own: map_location must be a device")
+    try:
+        device = torch.device("cpu" if place is None else place)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"map_location={place!r:.40} is no device: {first_line(error)}") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # of torch without CUDA, without torch_xla
+        raise UsageError(f"map_location={place!r:.40} cannot be used here: {first_line(error)}") from error
+    return device
 
 
 @contextlib.contextmanager
@@ -270,22 +298,24 @@ def require_all(index: Path, where: Mapping[str, str], found: Mapping[str, Any])
 # --- for readers of containers -----------------------------------------------------------------------------------
 
 
-def read_stream(stream: IO[bytes], subject: str, reading: Reading) -> Any:
+def read_stream(stream: IO[bytes], subject: str, reading: Reading, device: Any) -> Any:
     """Call `torch.load` on a file inside of another, judged like a file of its own."""
     torch = require_torch()
     if reading.permit.safe_only:
+        _require_safe_torch(torch, subject, reading.permit)
+    if reading.permit.safe_only or reading.options.get("weights_only"):
         with explaining(Path(subject), reading):
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location=device, weights_only=True)
     policy = Policy(reading.sources)
     if reading.permit.scans:
         check_torch_file(stream, policy, subject=subject, encoding="utf-8")
     stream.seek(0)
     module = policy.unpickler(subject, guarded=reading.permit.scans)
     with explaining(Path(subject), reading):
-        return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=module)
+        return torch.load(stream, map_location=device, weights_only=False, pickle_module=module)
 
 
 __all__ = [
-    "Reading", "explaining", "first_line", "place_of", "read_file", "read_index", "read_parts", "read_stream",
-    "require_all", "require_torch",
+    "Reading", "device_of", "explaining", "first_line", "place_of", "read_file", "read_index", "read_parts",
+    "read_stream", "require_all", "require_torch",
 ]  # fmt: skip
