@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
+SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 ONE_PROCESS = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # of torch's, about how it is saved
 LEGACY = DATA / "g_legacy_0_12_5_model_state_dict"
 TWO_MODELS = DATA / "a_two_models"
@@ -291,6 +292,29 @@ def test_lightning_checkpoint_loads_where_lightning_is_not_installed(saved: Any,
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
     assert load_path(tmp_path).keys() == {"weight", "bias"}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.pt"
+    torch.jit.script(torch.nn.Linear(3, 2)).save(str(path))
+    return path
+
+
+@SCRIPTING
+def test_program_of_torchscript_is_no_weights(program: Path) -> None:
+    assert output(load_path(program)).shape == (2, 2)
+    with pytest.raises(UnsafeContentError, match="holds a TorchScript program, and weights_only was asked for"):
+        load_path(program, weights_only=True)
+
+
+@SCRIPTING
+def test_program_of_torchscript_goes_to_one_device(program: Path) -> None:
+    assert next(load_path(program, map_location="meta").parameters()).device.type == "meta"
+    for place in ("nowhere", "cuda:77", {"cuda:0": "cpu"}, lambda storage, _: storage):
+        with pytest.raises(UsageError, match="map_location") as caught:
+            load_path(program, map_location=place)
+        assert "\n" not in str(caught.value)
 
 
 # --- what a caller can say ---------------------------------------------------------------------------------------

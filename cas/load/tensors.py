@@ -22,7 +22,7 @@ def read_safetensors(path: Path, reading: Reading) -> dict[str, Any]:
         NotFoundError: a file that the index names is not there.
         CasError: safetensors is not installed.
     """
-    device = device_of(reading, "tensors of safetensors")
+    device = device_of(reading, "safetensors")
     if not path.name.endswith(".index.json"):
         return _read_one(path, reading, device)
     where = read_index(path)
@@ -72,7 +72,7 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
         CasError: this torch cannot read such checkpoints.
     """
     torch = require_torch()
-    device = device_of(reading, "tensors of a distributed checkpoint")
+    device = device_of(reading, "a distributed checkpoint")
     if not torch.distributed.is_available():
         raise CasError(f"{folder}: a distributed checkpoint, and this torch was built without torch.distributed")
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, default_planner

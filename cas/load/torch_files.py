@@ -151,7 +151,7 @@ def device_of(reading: Reading, what: str) -> Any:
     torch = require_torch()
     place = reading.options.get("map_location")
     if callable(place) or isinstance(place, Mapping):
-        raise UsageError(f"{what} have no place of their own: map_location must be a device")
+        raise UsageError(f"map_location must be a device for {what}, not a {type(place).__name__}")
     try:
         device = torch.device("cpu" if place is None else place)
     except (RuntimeError, TypeError) as error:
@@ -236,10 +236,18 @@ def _is_torchscript(torch: Any, path: Path) -> bool:
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
     if reading.permit.safe_only:
         raise reading.permit.refusal(f"{path}: holds a TorchScript program")
+    if options.get("weights_only"):
+        raise UnsafeContentError(f"{path}: holds a TorchScript program, and weights_only was asked for")
+    place = (
+        options["map_location"] if reading.options.get("map_location") is None else device_of(reading, "TorchScript")
+    )
     if reading.permit.scans:
         check_torchscript(path)
-    place = options["map_location"]
-    return torch.jit.load(str(path), map_location=None if callable(place) else place)
+    try:
+        return torch.jit.load(str(path), map_location=None if callable(place) else place)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ContentError(f"{path}: torch cannot load its TorchScript program: {reason}") from error
 
 
 # --- weights in several files -----------------------------------------------------------------------------------
