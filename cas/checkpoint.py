@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -410,8 +411,8 @@ def users_path(path: str | Path) -> Path:
     """
     if path == "":
         raise UsageError("the path is empty; to mean the current folder, say '.'")
-    if "\0" in str(path):
-        raise UsageError(f"not a path: {str(path)!r:.80}")
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):  # type: ignore[redundant-expr]  # users say anything
+        raise UsageError(f"not a path: {path!r:.80}")
     return Path(path)
 
 

@@ -463,10 +463,16 @@ def test_arguments_that_contradict_the_content_are_refused(saved: Any, tmp_path:
         load_path(tmp_path, Trust.ALWAYS, pickle_module=pickle, weights_only=True)
     with pytest.raises(UsageError, match="torch_load_kwargs must be"):
         load_path(tmp_path, torch_load_kwargs={"x": 1})
-    with pytest.raises(ContentError, match="not a torch module"):
-        (tmp_path / "model.pth").unlink()
-        torch.save(saved.state_dict(), tmp_path / "w.pt")
-        load_path(tmp_path, model=3)
+    with pytest.raises(UsageError, match="map_location=3: it is a device, a dict of devices, or a function"):
+        load_path(tmp_path, map_location=3)
+    (tmp_path / "model.pth").unlink()
+    torch.save(saved.state_dict(), tmp_path / "w.pt")
+    for model in (3, torch.nn.Linear):
+        with pytest.raises(UsageError, match="model= must be a torch module, not"):
+            load_path(tmp_path, model=model)
+    for trial_class in (3, "model_def:T"):
+        with pytest.raises(UsageError, match="trial_class must be a class, not"):
+            load_path(tmp_path, trial_class=trial_class)
 
 
 def test_missing_safetensors_is_said_with_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: boo
     """
     if layout.kind is not Kind.PICKLE or options.model is not None:  # which can hold anything
         require_torch()
+    if options.model is not None and not _is_module(options.model):
+        raise UsageError(f"model= must be a torch module, not {options.model!r:.60}")
     if layout.kind is Kind.TORCH_TRIAL or options.trial_class is not None:
         return _load_trial(layout, reading, options, whole=whole)
     if whole:
