@@ -214,6 +214,19 @@ def test_damaged_distributed_checkpoint_is_an_error_of_one_line(saved: Any, tmp_
 
 
 @ONE_PROCESS
+def test_messages_name_the_distributed_checkpoint_and_not_its_view(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    distributed.save(saved.state_dict(), checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    load_path(tmp_path / "c")
+    assert "a torch distributed checkpoint holds weights and no code" in caplog.text
+    with pytest.raises(ContentError, match=rf"{tmp_path}/c does not fit the model of model="):
+        load_path(tmp_path / "c", model=torch.nn.Linear(2, 2))
+
+
+@ONE_PROCESS
 def test_pipe_in_a_distributed_checkpoint_is_never_opened(saved: Any, tmp_path: Path) -> None:
     import torch.distributed.checkpoint as distributed
 
@@ -413,6 +426,104 @@ def test_only_the_model_leaves_the_optimizer_out(saved: Any, tmp_path: Path) -> 
         load_path(tmp_path, model=net())
     with pytest.raises(UsageError, match="'optimizer': the one part"):
         load_path(tmp_path, only="optimizer")
+
+
+def beside(model: Any) -> dict[str, Any]:
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.train()(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    rest = {"scheduler": {"last_epoch": 3}, "rng_state": torch.get_rng_state(), "epoch": 3, "arch": "net"}
+    return {"optimizer": optimizer.state_dict(), **rest}
+
+
+@pytest.mark.parametrize("form", ["net", "app", "list"])
+def test_model_is_found_under_names_of_the_users_own(saved: Any, tmp_path: Path, form: str) -> None:
+    rest, state = beside(saved), saved.state_dict()
+    value = {
+        "net": {"net": state, **rest},
+        "app": {"app": {"model": state, "optim": rest["optimizer"]}, "epoch": 3},
+        "list": {"nets": [dict(state)], **rest},
+    }[form]
+    torch.save(value, tmp_path / "last.pt")
+    assert load_path(tmp_path).keys() == value.keys()
+    assert load_path(tmp_path, only="model").keys() == state.keys()
+    assert torch.equal(output(load_path(tmp_path, model=net())), output(saved))
+    assert torch.equal(output(load_path(tmp_path, only="model", model=net())), output(saved))
+
+
+def test_model_that_cannot_be_told_is_not_guessed(saved: Any, tmp_path: Path) -> None:
+    torch.save({"actor": saved.state_dict(), "critic": net().state_dict(), **beside(saved)}, tmp_path / "last.pt")
+    assert set(load_path(tmp_path)) >= {"actor", "critic", "optimizer"}
+    for said in ({"only": "model"}, {"model": net()}):
+        with pytest.raises(UsageError, match=r"actor, critic may be it\): it holds actor, critic, optimizer") as caught:
+            load_path(tmp_path, **said)
+        assert "\n" not in str(caught.value)
+    torch.save({"optimizer": beside(saved)["optimizer"], "epoch": 3}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match=r"holds no state of a model\): it holds optimizer, epoch"):
+        load_path(tmp_path, only="model")
+
+
+@ONE_PROCESS
+def test_model_of_a_distributed_checkpoint_is_found_under_any_name(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state, rest = saved.state_dict(), beside(saved)
+    app = {"app": {"model": state, "optim": rest["optimizer"]}, "step": 1}  # as PyTorch's own recipe has it
+    distributed.save(app, checkpoint_id=str(tmp_path / "a"), no_dist=True)
+    distributed.save({"net": state, **rest}, checkpoint_id=str(tmp_path / "b"), no_dist=True)
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    for name in "abc":
+        assert load_path(tmp_path / name, only="model").keys() == state.keys()
+        assert torch.equal(output(load_path(tmp_path / name, model=net())), output(saved))
+        assert torch.equal(output(load_path(tmp_path / name, model=net(), only="model")), output(saved))
+    two = {"actor": state, "critic": net().state_dict()}
+    distributed.save(two, checkpoint_id=str(tmp_path / "d"), no_dist=True)
+    with pytest.raises(UsageError, match=r"actor, critic may be it"):
+        load_path(tmp_path / "d", only="model")
+
+
+def test_module_beside_other_things_is_the_model(saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gelu = torch.nn.GELU()
+    del gelu.approximate  # as before 1.12
+    model = torch.nn.Sequential(saved, gelu)
+    torch.save({"epoch": 3, "model": model, "ema": None, "optimizer": beside(saved)["optimizer"]}, tmp_path / "last.pt")
+    found = load_path(tmp_path)
+    assert torch.equal(output(found), torch.nn.functional.gelu(output(saved)))
+    assert "returns the module in it (model); also in the file: ema, epoch, optimizer" in caplog.text
+    mine = load_path(tmp_path, only="model")
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "last.pt" not in maps.read_text()
+    assert torch.equal(output(mine), output(found))
+    with pytest.raises(UsageError, match="whole module"):
+        load_path(tmp_path, model=net())
+
+
+def test_several_modules_are_returned_as_they_lie_and_mended(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gelu = torch.nn.GELU()
+    del gelu.approximate
+    torch.save({"G": saved, "D": [gelu], "epoch": 3}, tmp_path / "gan.pt")
+    found = load_path(tmp_path)
+    assert found.keys() == {"G", "D", "epoch"}
+    assert found["D"][0](torch.zeros(1)) == 0
+    assert "gan.pt holds 2 torch modules: this returns what is in it, a dict of G, D, epoch" in caplog.text
+    with pytest.raises(UsageError, match="G, D may be it"):
+        load_path(tmp_path, only="model")
+
+
+def test_module_among_hyperparameters_is_not_the_model(saved: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": saved.state_dict(), "act": torch.nn.ReLU(), "hparams": {"f": net()}}, tmp_path / "a.ckpt")
+    assert set(load_path(tmp_path)) == {"state_dict", "act", "hparams"}
+    assert load_path(tmp_path, only="model").keys() == saved.state_dict().keys()
+
+
+def test_only_the_model_of_a_users_whole_module_leaves_the_file_to_the_user(saved: Any, tmp_path: Path) -> None:
+    torch.save(saved, tmp_path / "model.pth")
+    found = load_path(tmp_path, only="model")
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "model.pth" not in maps.read_text()
+    assert torch.equal(output(found), output(saved))
 
 
 def test_only_the_model_of_a_users_file_leaves_the_file_to_the_user(saved: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cas.errors import CasError, ContentError
+from cas.load.members import Look, find_models, untold
 from cas.load.policy import Policy
 from cas.load.torch_files import Reading, device_of, first_line, read_index, read_stream, require_all, require_torch
 
@@ -62,13 +63,13 @@ def _read_one(path: Path, reading: Reading, device: Any) -> dict[str, Any]:
 def read_distributed(folder: Path, reading: Reading, *, only: str | None = None) -> dict[str, Any]:
     """Read a checkpoint that the processes of a job wrote together (`torch.distributed.checkpoint`).
 
-    `only="model"` leaves out what is stored beside a member that holds the model.
+    `only="model"` leaves out what is stored beside the model.
 
     Raises:
         ContentError: it is damaged.
         UnsafeContentError: the trust policy does not allow what is in it, or it is more than weights and only those
             were asked for.
-        UsageError: map_location is no device of this machine.
+        UsageError: map_location is no device of this machine, or which part is the model cannot be told.
         CasError: this torch cannot read such checkpoints.
     """
     torch = require_torch()
@@ -82,8 +83,7 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
     for name in dict.fromkeys(str(info.relative_path) for info in metadata.storage_data.values()):
         if (folder / name).exists() and not (folder / name).is_file():  # to open a pipe waits for its writer
             raise ContentError(f"{folder / name}: neither a file nor a folder")
-    tops = {str(path[0]) for path in (metadata.planner_data or {}).values()}
-    keys = tops & MODEL_KEYS if only and tops & MODEL_KEYS else None
+    keys = _model_keys(folder, metadata) if only else None
 
     class Reader(FileSystemReader):  # type: ignore[misc]
         def read_metadata(self, *_: Any, **__: Any) -> Any:
@@ -119,7 +119,31 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
     return state
 
 
-MODEL_KEYS = frozenset({"model", "model_state_dict", "models_state_dict", "state_dict"})
+def _model_keys(folder: Path, metadata: Any) -> set[str] | None:
+    """Return how the names of the model's tensors begin; None if it is all there is.
+
+    Raises:
+        UsageError: which part is the model cannot be told.
+    """
+    torch = require_torch()
+    paths = metadata.planner_data or {}
+    stored: dict[Any, Any] = {}
+    for name, one in metadata.state_dict_metadata.items():
+        *outer, last = paths.get(name, (name,))
+        place = stored
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = one
+    kind = torch.distributed.checkpoint.metadata.TensorStorageMetadata
+    look = Look(
+        is_tensor=lambda value: isinstance(value, kind),
+        is_module=lambda _: False,
+        as_mapping=lambda value: value if isinstance(value, Mapping) else None,
+    )
+    models = find_models(stored, look)
+    if len(models) != 1:
+        raise untold(str(folder), stored, models)
+    return {".".join(models[0].path)} if models[0].path else None
 
 
 def _cause(error: BaseException) -> BaseException:
