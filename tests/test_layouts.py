@@ -12,6 +12,7 @@ import pytest
 
 from cas.errors import ContentError, NotFoundError
 from cas.load.layouts import Kind, companions, recognize
+from cas.load.loading import user_folder
 from cas.load.scanning import MAGIC
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
@@ -99,6 +100,50 @@ def test_empty_and_missing_folders_are_said(tmp_path: Path) -> None:
         recognize(tmp_path)
     with pytest.raises(NotFoundError, match="no such folder"):
         recognize(tmp_path / "missing")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"empty"),
+        (b"<!DOCTYPE html>\r\n<title>404 Not Found", "text"),
+        (LFS, "a Git LFS pointer in place of the file: fetch it with git lfs pull"),
+        (b"\x00\x01garbage", "begins like no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_the_right_name_is_said(tmp_path: Path, content: bytes, why: str) -> None:
+    make(tmp_path, *(f"{number}.json" for number in range(20)))
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(NotFoundError, match=rf"it holds weights\.pt \({why}\), 0\.json"):
+        recognize(tmp_path)
+
+
+def test_link_that_leads_nowhere_and_a_pipe_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").symlink_to("gone.pt")
+    os.mkfifo(tmp_path / "b.pt")
+    (tmp_path / "c.pt").mkdir()
+    expected = r"holds a\.pt \(a link that leads nowhere\), b\.pt \(neither a file nor a folder\), c\.pt/;"
+    with pytest.raises(NotFoundError, match=expected):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "model.h5", "a.data-00000-of-00001", "x-1.bin"])
+def test_git_lfs_pointer_is_said_where_the_name_tells_the_layout(tmp_path: Path, name: str) -> None:
+    if name.startswith(("a.", "x-")):
+        make(tmp_path, "a.index" if name.startswith("a.") else "x.bin.index.json")
+    (tmp_path / name).write_bytes(LFS)
+    with pytest.raises(ContentError, match=rf"{name}: a Git LFS pointer"):
+        recognize(tmp_path)
+
+
+def test_named_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "config.json", "x.pt")
+    for name, expected in (("config.json", r"/config\.json: no model; cas loads"), ("x.pt", r"/x\.pt \(empty\): no")):
+        with pytest.raises(NotFoundError, match=expected), user_folder(tmp_path / name) as view:
+            recognize(view)
 
 
 def test_many_files_are_counted_and_not_all_named(tmp_path: Path) -> None:

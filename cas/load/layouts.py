@@ -28,10 +28,12 @@ _STATES_BESIDE = re.compile(
 )
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_SUFFIXES = (*_TORCH_SUFFIXES, *_KERAS_SUFFIXES, ".safetensors")
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
 _ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
+_LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON = 64 << 20  # bytes; a larger metadata.json is none
 _MAX_NAMES = 8  # of what was found, in a message
 _MAX_LOOKED_AT = 100_000  # files of a folder that are looked at for a SavedModel
@@ -83,7 +85,7 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
 
     Raises:
         NotFoundError: it is nothing that can be loaded; says what was found, and what would have been accepted.
-        ContentError: it is several things.
+        ContentError: it is several things, or a file was not fetched by Git LFS.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder")
@@ -93,8 +95,18 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
     find = _Finder(folder, code, known, loaded)
     for rule in find.rules():
         if (found := rule()) is not None:
+            _require_fetched(found.file)
             return found
-    raise NotFoundError(f"no model in {folder}: it holds {_listing(folder)}; cas loads {ACCEPTED}")
+    listing = _listing(folder)
+    raise UnrecognizedError(f"no model in {folder}: it holds {listing}; cas loads {ACCEPTED}", listing)
+
+
+class UnrecognizedError(NotFoundError):
+    """A folder has nothing in it that can be loaded; `found` is what it has, in words."""
+
+    def __init__(self, message: str, found: str = "") -> None:
+        self.found = found
+        super().__init__(message)
 
 
 class _Finder:
@@ -301,6 +313,15 @@ def companions(path: Path) -> list[Path] | None:
     return [path]
 
 
+def _require_fetched(path: Path) -> None:
+    for file in companions(path) or ():
+        if _start(file).startswith(_LFS):
+            raise ContentError(f"{file}: {_POINTER}")
+
+
+_POINTER = "a Git LFS pointer in place of the file: fetch it with git lfs pull"
+
+
 def _is_torch(path: Path) -> bool:
     """Whether a file begins as torch.save writes: a zip archive, or (before 1.6) the pickle of a known number."""
     start = _start(path)
@@ -321,7 +342,7 @@ def _start(path: Path) -> bytes:
         if not path.is_file():  # to open a pipe waits for its writer
             return b""
         with open(path, "rb") as file:
-            return file.read(32)
+            return file.read(64)
     except OSError:
         return b""
 
@@ -354,9 +375,23 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _why_not(path: Path) -> str:
+    """Say what is wrong with something that has the name of a file that would be loaded."""
+    if not path.is_file():
+        return "neither a file nor a folder" if path.exists() else "a link that leads nowhere"
+    start = _start(path)
+    if start.startswith(_LFS):
+        return _POINTER
+    if not start:
+        return "empty" if path.stat().st_size == 0 else "not readable"
+    return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else "begins like no such file"
+
+
 def _listing(folder: Path) -> str:
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
     if not names:
         return "nothing"
+    why = {name: _why_not(folder / name) for name in names if name.endswith(_SUFFIXES)}
+    names = [*(f"{name} ({why[name]})" for name in why), *(name for name in names if name not in why)]
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

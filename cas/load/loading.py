@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
 from cas.load import forks as forks  # early: it has to see every fork
-from cas.load.layouts import Kind, companions, recognize
+from cas.load.layouts import ACCEPTED, Kind, UnrecognizedError, companions, recognize
 from cas.load.permit import Permit
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def user_folder(path: Path) -> Iterator[Path]:
                 (view / file.name).symlink_to(file)
             yield view
         except CasError as error:
+            if isinstance(error, UnrecognizedError) and not source.is_dir():
+                raise NotFoundError(f"{source.parent}/{error.found}: no model; cas loads {ACCEPTED}") from error
             error.args = (str(error).replace(str(view), shown),)
             raise
         except OSError as error:
