@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,30 @@ def test_program_of_torchscript_goes_to_one_device(program: Path) -> None:
         with pytest.raises(UsageError, match="map_location") as caught:
             load_path(program, map_location=place)
         assert "\n" not in str(caught.value)
+
+
+def test_whole_archives_of_others_are_named_and_not_called_damaged(saved: Any, tmp_path: Path) -> None:
+    import numpy
+
+    torch.export.save(torch.export.export(saved.eval(), (torch.ones(2, 3),)), tmp_path / "model.pt2")
+    numpy.savez(tmp_path / "weights.npz", a=numpy.ones(2), b=numpy.ones(2))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("no\ntes.txt", "text")
+    (tmp_path / "exported.pt").write_bytes((tmp_path / "model.pt2").read_bytes())
+    expected = {
+        "model.pt2": "a program that torch.export saved, which cas does not load",
+        "exported.pt": "a program that torch.export saved",
+        "weights.npz": "arrays of numpy, which cas does not load",
+        "all.zip": "a zip archive of other things: no.tes.txt",
+    }
+    for name, what in expected.items():
+        with pytest.raises(ContentError, match=rf"{name}: {what}") as caught:
+            load_path(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    torch.save(saved.state_dict(), tmp_path / "torn.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "torn.pt").read_bytes()[:-100])
+    with pytest.raises(ContentError, match="not a whole file of torch"):
+        load_path(tmp_path / "torn.pt")
 
 
 # --- what a caller can say ---------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def untold(subject: str, held: Iterable[object], models: Sequence[Member]) -> Us
 
 def names_of(keys: Iterable[object]) -> str:
     """Return names for a message, the first few."""
-    names = [f"{key!s:.40}" for key in keys]
+    names = ["".join(c if c.isprintable() else "?" for c in f"{key!s:.40}") for key in keys]
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more
 

@@ -10,12 +10,14 @@ import os
 import pickle
 import re
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
+from cas.load.members import names_of
 from cas.load.permit import Permit
 from cas.load.policy import Policy
 from cas.load.scanning import check_torch_file, check_torchscript
@@ -227,10 +229,31 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_torchscript(torch: Any, path: Path) -> bool:
+    records, reason = [], "it has no data.pkl"
     try:
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
-        raise ContentError(f"{path}: not a whole file of torch: {first_line(error)}") from error
+        reason = first_line(error)
+    if "data.pkl" not in records:
+        what = _other_archive(path)
+        raise ContentError(f"{path}: {what or f'not a whole file of torch: {reason}'}")
+    return "constants.pkl" in records
+
+
+def _other_archive(path: Path) -> str | None:
+    """Say what a zip archive is that torch did not save; None if it is one of torch's, or not whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return None
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        return "a program that torch.export saved, which cas does not load (torch.export.load does)"
+    if names and all(name.endswith(".npy") for name in names):
+        return "arrays of numpy, which cas does not load (numpy.load does)"
+    return f"a zip archive of other things: {names_of(names) or 'nothing'}"
 
 
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
