@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cas.errors import ContentError, NotFoundError
 from cas.load.layouts import Kind, companions, recognize
 from cas.load.loading import user_folder
 from cas.load.scanning import MAGIC
+from cas.transfer.selection import Selection
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
 
@@ -252,6 +254,93 @@ def test_what_people_have_without_determined_is_recognized(
 def test_several_files_of_one_kind_are_named(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, f"a{suffix}", f"b{suffix}", "a.data-00000-of-00001", "b.data-00000-of-00001")
     with pytest.raises(ContentError, match=r"holds 2 .* \(a.*, b.*\); load one by its path"):
+        recognize(tmp_path)
+
+
+def torch_files(folder: Path, *names: str) -> Path:
+    """Make files that begin as torch.save writes, each of its own content."""
+    for name in names:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("weights/data.pkl", name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (["model.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"], "model.pt"),
+        (["pytorch_model_fsdp.bin", "optimizer.bin"], "pytorch_model_fsdp.bin"),
+        (["best.pt", "optim.pt"], "best.pt"),
+        (["optimizer.pt"], "optimizer.pt"),
+        (["checkpoint.pth.tar"], "checkpoint.pth.tar"),
+    ],
+)
+def test_states_beside_a_file_of_torch_are_not_the_model(tmp_path: Path, names: list[str], file: str) -> None:
+    make(torch_files(tmp_path, *names), "log.txt", "config.json")
+    layout = recognize(tmp_path)
+    assert (layout.kind, layout.file) == (Kind.TORCH_FILE, tmp_path / file)
+
+
+def test_model_of_another_kind_comes_before_states_of_torch(tmp_path: Path) -> None:
+    make(torch_files(tmp_path, "optimizer.pt", "scheduler.pt"), "model.h5", "log.txt")
+    assert recognize(tmp_path).file == tmp_path / "model.h5"
+    (tmp_path / "model.h5").unlink()
+    with pytest.raises(ContentError, match=r"2 files of torch \(optimizer\.pt, scheduler\.pt\)"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["a.keras", "b.keras"], "a.keras"),
+        (["a/saved_model.pb", "b/saved_model.pb"], "a/"),
+        (["a-1.index", "a-1.data-00000-of-00001", "b.index", "b.data-00000-of-00001"], "a-1.*"),
+    ],
+)
+def test_pattern_that_chooses_one_of_several_is_said_and_does(tmp_path: Path, names: list[str], pattern: str) -> None:
+    with pytest.raises(ContentError, match=rf'or only\(include="{re.escape(pattern)}"\)\.load\(\)'):
+        recognize(make(tmp_path / "all", *names))
+    chosen = [name for name in names if Selection.of(pattern).takes(name)]
+    assert chosen == [name for name in names if name.startswith("a")]
+    assert recognize(make(tmp_path / "one", *chosen))
+
+
+def test_two_names_of_one_file_are_one(tmp_path: Path) -> None:
+    torch_files(tmp_path, "epoch_12.pth")
+    (tmp_path / "latest.pth").symlink_to("epoch_12.pth")
+    os.link(tmp_path / "epoch_12.pth", tmp_path / "last.pth")
+    assert recognize(tmp_path).file == tmp_path / "epoch_12.pth"
+    with user_folder(tmp_path) as view:
+        assert recognize(view).file == view / "epoch_12.pth"
+    torch_files(tmp_path, "epoch_11.pth")
+    with pytest.raises(ContentError, match=r"2 files of torch \(epoch_11\.pth, epoch_12\.pth\)"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("note", "file"),
+    [
+        ('model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n', "ckpt-2"),
+        ('model_checkpoint_path: "/where/it/was/trained/ckpt-1"\n', "ckpt-1"),
+        ('model_checkpoint_path: "ckpt-9"\n', None),
+        ("", None),
+    ],
+)
+def test_latest_of_several_tensorflow_checkpoints_is_where_their_note_says(
+    tmp_path: Path, note: str, file: str | None
+) -> None:
+    make(tmp_path, *(f"ckpt-{number}.{end}" for number in (1, 2) for end in ("index", "data-00000-of-00001")))
+    (tmp_path / "checkpoint").write_text(note)
+    if file is not None:
+        assert recognize(tmp_path).file == tmp_path / file
+        return
+    with pytest.raises(ContentError, match=r"2 TensorFlow checkpoints \(ckpt-1, ckpt-2\)"):
+        recognize(tmp_path)
+
+
+def test_several_indexes_are_called_so(tmp_path: Path) -> None:
+    make(tmp_path, "a.safetensors.index.json", "b.safetensors.index.json")
+    with pytest.raises(ContentError, match=r"2 indexes of safetensors \(a.*\); load one by its path$"):
         recognize(tmp_path)
 
 

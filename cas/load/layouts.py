@@ -15,24 +15,27 @@ from typing import Any
 from cas.errors import ContentError, NotFoundError
 
 ACCEPTED = (
-    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin or .ckpt file of torch,"
+    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin, .ckpt or .pth.tar file of torch,"
     " .safetensors (also in parts, with an index), a torch distributed checkpoint (.metadata), saved_model.pb"
     " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files), .pkl or .pickle (a plain pickle)"
 )
 _STATE_DICTS = ("state_dict.pth", "determined/state_dict.pth", "pedl/state_dict.pth", "checkpoint.pt")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+_TORCH_ENDS = (*_TORCH_SUFFIXES, ".pth.tar", ".pt.tar")
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".cloudpickle")
-# What trainers pickle beside the weights; none of it is a model.
+# What trainers save beside the weights; none of it is a model, unless it is all there is.
 _STATES_BESIDE = re.compile(
-    r"trial_state|random_states|rng_state|optimizer|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
+    r"trial_state|random_states|rng_state|optim|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
 )
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-_SUFFIXES = (*_TORCH_SUFFIXES, *_KERAS_SUFFIXES, ".safetensors")
+_SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors")
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
 _ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
+_LATEST = re.compile(rb'^model_checkpoint_path: *"([^"\n]+)"', re.MULTILINE)
+_MAX_NOTE = 1 << 20  # bytes of it
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON = 64 << 20  # bytes; a larger metadata.json is none
 _MAX_NAMES = 8  # of what was found, in a message
@@ -124,7 +127,7 @@ class _Finder:
         """The rules, in the order in which they are tried."""
         yield from (self.torch_module, self.torch_state_dict, self.keras_trial, self.keras_callback, self.saved_model)
         yield from (self.safetensors, self.torch_parts, self.distributed, self.torch_file, self.keras_file)
-        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file)
+        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file, self.torch_states)
 
     def _layout(self, kind: Kind, file: Path) -> Layout:
         layout = Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
@@ -182,7 +185,7 @@ class _Finder:
         """Weights in safetensors, in one file or with an index."""
         indexes = [path for path in self._folder.glob("*.safetensors.index.json") if path.is_file()]
         found = indexes or [path for path in self._folder.glob("*.safetensors") if path.is_file()]
-        return self._one(Kind.SAFETENSORS, found, "files of safetensors and no index")
+        return self._one(Kind.SAFETENSORS, found, f"{'indexes' if indexes else 'files'} of safetensors")
 
     def torch_parts(self) -> Layout | None:
         """A state dict in several files, with an index."""
@@ -191,9 +194,10 @@ class _Finder:
 
     def torch_file(self) -> Layout | None:
         """Some file of torch."""
-        found = [path for path in self._folder.iterdir() if path.suffix in _TORCH_SUFFIXES and _is_torch(path)]
+        found = [path for path in self._folder.iterdir() if path.name.endswith(_TORCH_ENDS) and _is_torch(path)]
         named = [path for path in found if path.name in _WEIGHTS]
-        return self._one(Kind.TORCH_FILE, named or found, "files of torch")
+        models = [path for path in found if not _STATES_BESIDE.match(path.name)]
+        return self._one(Kind.TORCH_FILE, named or models, "files of torch")
 
     def distributed(self) -> Layout | None:
         """What `torch.distributed.checkpoint` wrote."""
@@ -210,6 +214,8 @@ class _Finder:
         """Weights in TensorFlow's own format."""
         found = [path for path in self._folder.glob("*.index") if path.is_file()]
         starts = [path.with_suffix("") for path in found if _shards(path)]
+        if len(starts) > 1 and (latest := _latest(self._folder / "checkpoint")):
+            starts = [path for path in starts if path.name == latest] or starts
         layout = self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
         if layout is not None:
             _require_plain(_shards(layout.file.with_name(f"{layout.file.name}.index")))
@@ -221,7 +227,7 @@ class _Finder:
         found = [
             path
             for path in files
-            if path.suffix in _PICKLE_SUFFIXES or (path.suffix in _TORCH_SUFFIXES and is_plain_pickle(path))
+            if path.suffix in _PICKLE_SUFFIXES or (path.name.endswith(_TORCH_ENDS) and is_plain_pickle(path))
         ]
         named = [path for path in found if path.stem == "model"]
         return self._one(Kind.PICKLE, named or found, "plain pickles")
@@ -237,19 +243,28 @@ class _Finder:
             return self._layout(Kind.PICKLE, found[0])
         return self._layout(Kind.KERAS_FILE, found[0]) if _start(found[0])[:8] == _HDF5 else None
 
+    def torch_states(self) -> Layout | None:
+        """What usually lies beside a model, where nothing else does."""
+        found = [path for path in self._folder.iterdir() if path.name.endswith(_TORCH_ENDS) and _is_torch(path)]
+        return self._one(Kind.TORCH_FILE, found, "files of torch")
+
     def _one(
         self, kind: Kind, found: Collection[Path], what: str, remedy: str = "load one by its path"
     ) -> Layout | None:
-        """Return the layout of what was found, if anything was.
+        """Return the layout of what was found, if anything was; names of one file are one.
 
         Raises:
             ContentError: it is more than one thing.
         """
         if len(found) > 1:
+            found = list({_identity(path): path for path in sorted(found, reverse=True)}.values())
+        if len(found) > 1:
             names = [str(path.relative_to(self._folder)) for path in sorted(found)]
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing = ", ".join(names[:_MAX_NAMES]) + more
-            raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}")
+            pattern = {Kind.SAVED_MODEL: f"{names[0]}/", Kind.TF_WEIGHTS: f"{names[0]}.*"}.get(kind, names[0])
+            alone = "" if names[0] == "." or names[0].endswith(_INDEX) else f'; or only(include="{pattern}").load()'
+            raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}{alone}")
         return self._layout(kind, next(iter(found))) if found else None
 
 
@@ -273,6 +288,27 @@ def _weights(folder: Path, stem: str) -> Path | None:
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
     return None
+
+
+def _identity(path: Path) -> object:
+    """Tell two names of one file (`latest.pth`, a link to `epoch_12.pth`) from two files."""
+    try:
+        found = path.stat()
+    except OSError:  # how names of TensorFlow's weights begin, and no file
+        return path
+    return found.st_dev, found.st_ino
+
+
+def _latest(path: Path) -> str | None:
+    """Return how the names of the latest weights begin, of which TensorFlow keeps a note beside them."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            found = _LATEST.search(file.read(_MAX_NOTE))
+    except OSError:
+        return None
+    return found[1].decode("utf-8", "replace").rpartition("/")[2] if found else None
 
 
 def _shards(index: Path) -> list[Path]:
