@@ -399,6 +399,9 @@ def _load_path(path: str | Path, *, trust: Trust | str | None, **kwargs: Any) ->
     from cas.load.loading import load_folder, user_folder
 
     permit = Permit(Settings.load(trust=trust).trust)
+    if str(path).startswith("cas://"):
+        uuid = str(path).removeprefix("cas://").partition("/")[0]
+        raise UsageError(f"{path}: in the store, and no path: Determined.get_checkpoint({uuid!r:.80}).load() loads it")
     with user_folder(users_path(path)) as view:
         return load_folder(view, permit=permit, **kwargs)
 

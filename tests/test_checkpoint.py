@@ -196,6 +196,13 @@ def test_an_empty_path_is_refused_and_does_not_mean_the_current_folder(
     assert checkpoint.download(".") == "."
 
 
+def test_a_url_of_the_store_is_no_path_and_says_how_to_load_it(folder: Path, settings: Settings) -> None:
+    uuid = add(folder, settings=settings).uuid
+    for end in ("", "/state_dict.pth"):
+        with pytest.raises(UsageError, match=rf"Determined\.get_checkpoint\('{uuid}'\)\.load\(\) loads it"):
+            Checkpoint.load_from_path(f"cas://{uuid}{end}")
+
+
 @pytest.mark.parametrize("path", [3, b"checkpoints"])
 def test_what_is_no_path_is_refused(folder: Path, settings: Settings, path: object) -> None:
     checkpoint = add(folder, settings=settings)

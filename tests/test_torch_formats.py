@@ -215,6 +215,20 @@ def test_damaged_distributed_checkpoint_is_an_error_of_one_line(saved: Any, tmp_
 
 
 @ONE_PROCESS
+def test_file_of_a_distributed_checkpoint_that_is_named_loads_the_checkpoint(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    folder = tmp_path / "c"
+    distributed.save(saved.state_dict(), checkpoint_id=str(folder), no_dist=True)
+    torch.save(net(), folder / "model.pth")  # which would come first, and was not named
+    for name in (".metadata", "__0_0.distcp"):
+        assert load_path(folder / name).keys() == saved.state_dict().keys()
+    (folder / ".metadata").unlink()
+    with pytest.raises(NotFoundError, match=r"/__0_0\.distcp \(a part .*, whose \.metadata is not here\): no model"):
+        load_path(folder / "__0_0.distcp")
+
+
+@ONE_PROCESS
 def test_messages_name_the_distributed_checkpoint_and_not_its_view(
     saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

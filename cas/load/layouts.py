@@ -29,7 +29,8 @@ _STATES_BESIDE = re.compile(
 )
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-_SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors")
+_PART = ".distcp"  # of a torch distributed checkpoint
+_SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors", _PART)
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
@@ -235,7 +236,7 @@ class _Finder:
     def lone_file(self) -> Layout | None:
         """The one file there is, whatever it is called."""
         found = [path for path in self._folder.iterdir() if path.name not in ("metadata.json", "code")]
-        if len(found) != 1 or not found[0].is_file():
+        if len(found) != 1 or not found[0].is_file() or found[0].suffix == _PART:
             return None
         if _is_torch(found[0]):
             return self._layout(Kind.TORCH_FILE, found[0])
@@ -328,7 +329,7 @@ def _require_plain(paths: Iterable[Path]) -> None:
 
 
 def companions(path: Path) -> list[Path] | None:
-    """Return the files that belong to one which the user named: parts with their index, TensorFlow weights.
+    """Return the files that belong to one which the user named: parts with their index, or of one checkpoint.
 
     None if there is no such file.
 
@@ -341,6 +342,9 @@ def companions(path: Path) -> list[Path] | None:
         if path.exists() and not path.is_dir():
             _require_plain([path])
         return [] if path.exists() else None
+    if path.name == ".metadata" or path.suffix == _PART:  # the parts of one checkpoint, of which none is one
+        metadata = path.with_name(".metadata")
+        return [*([metadata] if metadata.is_file() else []), *path.parent.glob(f"*{_PART}")]
     if path.suffix == ".index":
         return [path, *_shards(path)]
     if path.name.endswith(_INDEX):
@@ -415,6 +419,8 @@ def _why_not(path: Path) -> str:
     """Say what is wrong with something that has the name of a file that would be loaded."""
     if not path.is_file():
         return "neither a file nor a folder" if path.exists() else "a link that leads nowhere"
+    if path.suffix == _PART:
+        return "a part of a distributed checkpoint, whose .metadata is not here"
     start = _start(path)
     if start.startswith(_LFS):
         return _POINTER

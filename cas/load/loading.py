@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def load_folder(
     folder: Path,
     *,
-    tags: Sequence[str] | None = None,
+    tags: Sequence[str] | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     permit: Permit | None = None,
     from_store: bool = False,
@@ -57,6 +57,8 @@ def load_folder(
     from cas.load.torch_files import Reading
 
     permit = permit or Permit()
+    if isinstance(tags, str):  # whoever says one tag means one, not its letters
+        tags = [tags]
     layout = recognize(folder, metadata)
     options = parse(layout.kind, kwargs)
     if tags is not None and layout.kind is not Kind.SAVED_MODEL:
