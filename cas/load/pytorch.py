@@ -27,6 +27,7 @@ from cas.load.trials import build_trial, torch_context
 log = logging.getLogger("cas.load")
 
 _LIGHTNING = "pytorch-lightning_version"  # a member of what Lightning saves, beside `state_dict`
+_MAX_LISTED = 10_000  # longer lists hold numbers or samples: nobody lists so many modules
 
 
 def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: bool = False) -> Any:
@@ -88,7 +89,7 @@ def _mended(found: Any) -> list[Any]:
             modules.append(mend(one))
         elif isinstance(one, Mapping):
             waiting += one.values()
-        elif isinstance(one, list | tuple):
+        elif isinstance(one, list | tuple) and len(one) <= _MAX_LISTED:
             waiting += one
     return modules
 
