@@ -529,6 +529,9 @@ def test_module_beside_other_things_is_the_model(saved: Any, tmp_path: Path, cap
     found = load_path(tmp_path)
     assert torch.equal(output(found), torch.nn.functional.gelu(output(saved)))
     assert "returns the module in it (model); also in the file: ema, epoch, optimizer" in caplog.text
+    torch.save({"run": {"net": model}, "epoch": 3}, tmp_path / "last.pt")
+    assert torch.equal(output(load_path(tmp_path)), output(found))
+    assert "returns the module in it (run.net); also in the file: epoch" in caplog.text
     mine = load_path(tmp_path, only="model")
     maps = Path("/proc/self/maps")
     assert not maps.exists() or "last.pt" not in maps.read_text()

@@ -102,9 +102,8 @@ def _whole_module(layout: Layout, options: Options, found: Any, models: Sequence
     [member] = models
     if options.only is None:
         rest = names_of(sorted(str(key) for key in found if key != member.path[0]))
-        log.warning(
-            "%s: this returns the module in it (%s); also in the file: %s", layout.file.name, *member.path, rest
-        )
+        path, name = ".".join(member.path), layout.file.name
+        log.warning("%s: this returns the module in it (%s); also in the file: %s", name, path, rest)
     return member.value
 
 
