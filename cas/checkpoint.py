@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -398,6 +399,9 @@ def _load_path(path: str | Path, *, trust: Trust | str | None, **kwargs: Any) ->
     from cas.load.loading import load_folder, user_folder
 
     permit = Permit(Settings.load(trust=trust).trust)
+    if str(path).startswith("cas://"):
+        uuid = str(path).removeprefix("cas://").partition("/")[0]
+        raise UsageError(f"{path}: in the store, and no path: Determined.get_checkpoint({uuid!r:.80}).load() loads it")
     with user_folder(users_path(path)) as view:
         return load_folder(view, permit=permit, **kwargs)
 
@@ -410,8 +414,8 @@ def users_path(path: str | Path) -> Path:
     """
     if path == "":
         raise UsageError("the path is empty; to mean the current folder, say '.'")
-    if "\0" in str(path):
-        raise UsageError(f"not a path: {str(path)!r:.80}")
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):  # type: ignore[redundant-expr]  # users say anything
+        raise UsageError(f"not a path: {path!r:.80}")
     return Path(path)
 
 

@@ -32,6 +32,7 @@ class Trial:
     def build_model(self):
         return nn.Sequential(nn.Linear(1000, 1200), nn.ReLU(), nn.Linear(1200, 2))
 """
+SIZES: list[tuple[int, ...]] = [(1000, 1200), (), (1200, 2)]
 METADATA = b'{"torch_version": "1.4", "experiment_config": {"entrypoint": "model_def:Trial"}, "hparams": {}}'
 
 
@@ -123,6 +124,25 @@ def test_the_model_goes_on_working_after_its_source_was_completed_and_removed(
     output(model).sum().backward()
     optimizer.step()
     assert not torch.equal(output(model), output(trained[0]))
+
+
+@pytest.mark.parametrize("form", ["net", "module"])
+def test_a_model_under_a_name_of_the_users_own_is_fetched_alone(
+    form: str, make: Make, proxy: Proxy, upload: Callable[..., None], trained: tuple[Any, bytes]
+) -> None:
+    import torch
+
+    model, state = trained[0], torch.load(io.BytesIO(trained[1]), weights_only=True)
+    buffer = io.BytesIO()
+    saved = model.state_dict() if form == "net" else model
+    torch.save({"optim": state["optimizer_state_dict"], "net": saved, "epoch": 3}, buffer)
+    upload({f"{UUID}/state_dict.pth": buffer.getvalue(), f"{UUID}/metadata.json": b"{}"})
+    mine = {"model": torch.nn.Sequential(*(type(one)(*sizes) for one, sizes in zip(model, SIZES, strict=True)))}
+
+    found = make().load(only="model", **(mine if form == "net" else {}))
+
+    assert torch.equal(output(found), output(model))
+    assert proxy.bodies() < 0.32 * len(buffer.getvalue())
 
 
 def test_of_a_bare_url_no_part_is_run(make: Make) -> None:

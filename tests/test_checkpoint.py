@@ -196,6 +196,23 @@ def test_an_empty_path_is_refused_and_does_not_mean_the_current_folder(
     assert checkpoint.download(".") == "."
 
 
+def test_a_url_of_the_store_is_no_path_and_says_how_to_load_it(folder: Path, settings: Settings) -> None:
+    uuid = add(folder, settings=settings).uuid
+    for end in ("", "/state_dict.pth"):
+        with pytest.raises(UsageError, match=rf"Determined\.get_checkpoint\('{uuid}'\)\.load\(\) loads it"):
+            Checkpoint.load_from_path(f"cas://{uuid}{end}")
+
+
+@pytest.mark.parametrize("path", [3, b"checkpoints"])
+def test_what_is_no_path_is_refused(folder: Path, settings: Settings, path: object) -> None:
+    checkpoint = add(folder, settings=settings)
+    for call in (checkpoint.download, checkpoint.load, checkpoint.load_from_path, checkpoint.load_trial_from_path):
+        with pytest.raises(UsageError, match="not a path"):
+            call(path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not a path: None"):
+        checkpoint.load_from_path(None)  # type: ignore[arg-type]
+
+
 def test_a_word_that_is_no_choice_is_a_usage_error_that_lists_them(folder: Path, settings: Settings) -> None:
     checkpoint = add(folder, settings=settings)
     with pytest.raises(UsageError, match="'magic' must be one of auto, reflink"):

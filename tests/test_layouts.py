@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from cas.errors import ContentError, NotFoundError
-from cas.load.layouts import Kind, recognize
+from cas.load.layouts import Kind, companions, recognize
+from cas.load.loading import user_folder
 from cas.load.scanning import MAGIC
+from cas.transfer.selection import Selection
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
 
@@ -101,6 +104,50 @@ def test_empty_and_missing_folders_are_said(tmp_path: Path) -> None:
         recognize(tmp_path / "missing")
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"empty"),
+        (b"<!DOCTYPE html>\r\n<title>404 Not Found", "text"),
+        (LFS, "a Git LFS pointer in place of the file: fetch it with git lfs pull"),
+        (b"\x00\x01garbage", "begins like no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_the_right_name_is_said(tmp_path: Path, content: bytes, why: str) -> None:
+    make(tmp_path, *(f"{number}.json" for number in range(20)))
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(NotFoundError, match=rf"it holds weights\.pt \({why}\), 0\.json"):
+        recognize(tmp_path)
+
+
+def test_link_that_leads_nowhere_and_a_pipe_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").symlink_to("gone.pt")
+    os.mkfifo(tmp_path / "b.pt")
+    (tmp_path / "c.pt").mkdir()
+    expected = r"holds a\.pt \(a link that leads nowhere\), b\.pt \(neither a file nor a folder\), c\.pt/;"
+    with pytest.raises(NotFoundError, match=expected):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "model.h5", "a.data-00000-of-00001", "x-1.bin"])
+def test_git_lfs_pointer_is_said_where_the_name_tells_the_layout(tmp_path: Path, name: str) -> None:
+    if name.startswith(("a.", "x-")):
+        make(tmp_path, "a.index" if name.startswith("a.") else "x.bin.index.json")
+    (tmp_path / name).write_bytes(LFS)
+    with pytest.raises(ContentError, match=rf"{name}: a Git LFS pointer"):
+        recognize(tmp_path)
+
+
+def test_named_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "config.json", "x.pt")
+    for name, expected in (("config.json", r"/config\.json: no model; cas loads"), ("x.pt", r"/x\.pt \(empty\): no")):
+        with pytest.raises(NotFoundError, match=expected), user_folder(tmp_path / name) as view:
+            recognize(view)
+
+
 def test_many_files_are_counted_and_not_all_named(tmp_path: Path) -> None:
     make(tmp_path, *(f"{number:03}.txt" for number in range(500)))
     with pytest.raises(NotFoundError, match=r"007\.txt and 492 more") as caught:
@@ -121,6 +168,37 @@ def test_pipes_and_devices_count_as_no_metadata(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metadata.json")
     (tmp_path / "load_data.json").symlink_to("/dev/zero")
     assert recognize(tmp_path).hparams == {}
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.pkl", "weights", ".metadata", "x.keras", "a/saved_model.pb"])
+@pytest.mark.parametrize("what", ["a pipe", "a device"])
+def test_pipes_and_devices_are_no_model_and_are_never_opened(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name) if what == "a pipe" else (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(NotFoundError, match="no model in"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "pipe"),
+    [
+        ("saved_model.pb", "variables/variables.index"),
+        ("ckpt-3.index", "ckpt-3.data-00000-of-00001"),
+        ("model_checkpoint.index", "model_checkpoint.data-00000-of-00001"),
+    ],
+)
+def test_pipe_that_a_framework_would_open_is_refused(tmp_path: Path, file: str, pipe: str) -> None:
+    make(tmp_path, file)
+    (tmp_path / pipe).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    with pytest.raises(ContentError, match=rf"{pipe}: neither a file nor a folder"):
+        recognize(tmp_path)
+
+
+def test_pipe_that_is_named_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(ContentError, match=r"x\.pt: neither a file nor a folder"):
+        companions(tmp_path / "x.pt")
 
 
 def test_several_saved_models_are_an_error(tmp_path: Path) -> None:
@@ -176,6 +254,93 @@ def test_what_people_have_without_determined_is_recognized(
 def test_several_files_of_one_kind_are_named(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, f"a{suffix}", f"b{suffix}", "a.data-00000-of-00001", "b.data-00000-of-00001")
     with pytest.raises(ContentError, match=r"holds 2 .* \(a.*, b.*\); load one by its path"):
+        recognize(tmp_path)
+
+
+def torch_files(folder: Path, *names: str) -> Path:
+    """Make files that begin as torch.save writes, each of its own content."""
+    for name in names:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("weights/data.pkl", name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (["model.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"], "model.pt"),
+        (["pytorch_model_fsdp.bin", "optimizer.bin"], "pytorch_model_fsdp.bin"),
+        (["best.pt", "optim.pt"], "best.pt"),
+        (["optimizer.pt"], "optimizer.pt"),
+        (["checkpoint.pth.tar"], "checkpoint.pth.tar"),
+    ],
+)
+def test_states_beside_a_file_of_torch_are_not_the_model(tmp_path: Path, names: list[str], file: str) -> None:
+    make(torch_files(tmp_path, *names), "log.txt", "config.json")
+    layout = recognize(tmp_path)
+    assert (layout.kind, layout.file) == (Kind.TORCH_FILE, tmp_path / file)
+
+
+def test_model_of_another_kind_comes_before_states_of_torch(tmp_path: Path) -> None:
+    make(torch_files(tmp_path, "optimizer.pt", "scheduler.pt"), "model.h5", "log.txt")
+    assert recognize(tmp_path).file == tmp_path / "model.h5"
+    (tmp_path / "model.h5").unlink()
+    with pytest.raises(ContentError, match=r"2 files of torch \(optimizer\.pt, scheduler\.pt\)"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["a.keras", "b.keras"], "a.keras"),
+        (["a/saved_model.pb", "b/saved_model.pb"], "a/"),
+        (["a-1.index", "a-1.data-00000-of-00001", "b.index", "b.data-00000-of-00001"], "a-1.*"),
+    ],
+)
+def test_pattern_that_chooses_one_of_several_is_said_and_does(tmp_path: Path, names: list[str], pattern: str) -> None:
+    with pytest.raises(ContentError, match=rf'or only\(include="{re.escape(pattern)}"\)\.load\(\)'):
+        recognize(make(tmp_path / "all", *names))
+    chosen = [name for name in names if Selection.of(pattern).takes(name)]
+    assert chosen == [name for name in names if name.startswith("a")]
+    assert recognize(make(tmp_path / "one", *chosen))
+
+
+def test_two_names_of_one_file_are_one(tmp_path: Path) -> None:
+    torch_files(tmp_path, "epoch_12.pth")
+    (tmp_path / "latest.pth").symlink_to("epoch_12.pth")
+    os.link(tmp_path / "epoch_12.pth", tmp_path / "last.pth")
+    assert recognize(tmp_path).file == tmp_path / "epoch_12.pth"
+    with user_folder(tmp_path) as view:
+        assert recognize(view).file == view / "epoch_12.pth"
+    torch_files(tmp_path, "epoch_11.pth")
+    with pytest.raises(ContentError, match=r"2 files of torch \(epoch_11\.pth, epoch_12\.pth\)"):
+        recognize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("note", "file"),
+    [
+        ('model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n', "ckpt-2"),
+        ('model_checkpoint_path: "/where/it/was/trained/ckpt-1"\n', "ckpt-1"),
+        ('model_checkpoint_path: "ckpt-9"\n', None),
+        ("", None),
+    ],
+)
+def test_latest_of_several_tensorflow_checkpoints_is_where_their_note_says(
+    tmp_path: Path, note: str, file: str | None
+) -> None:
+    make(tmp_path, *(f"ckpt-{number}.{end}" for number in (1, 2) for end in ("index", "data-00000-of-00001")))
+    (tmp_path / "checkpoint").write_text(note)
+    if file is not None:
+        assert recognize(tmp_path).file == tmp_path / file
+        return
+    with pytest.raises(ContentError, match=r"2 TensorFlow checkpoints \(ckpt-1, ckpt-2\)"):
+        recognize(tmp_path)
+
+
+def test_several_indexes_are_called_so(tmp_path: Path) -> None:
+    make(tmp_path, "a.safetensors.index.json", "b.safetensors.index.json")
+    with pytest.raises(ContentError, match=r"2 indexes of safetensors \(a.*\); load one by its path$"):
         recognize(tmp_path)
 
 

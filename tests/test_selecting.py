@@ -64,6 +64,48 @@ def test_tied_weights_and_whole_modules_and_parameters_are_followed():
     assert torch.ones(3).numpy().tobytes() in {storages[key] for key in wanted}
 
 
+@pytest.mark.parametrize("form", ["net", "app", "module", "list"])
+def test_a_model_under_any_name_is_told_from_what_lies_beside_it(form):
+    import argparse
+
+    model, optimizer = trained()
+    beside = {"optimizer": optimizer.state_dict(), "args": argparse.Namespace(lr=1), "epoch": 3}
+    value = {
+        "net": {"net": model.state_dict(), **beside},
+        "app": {"app": {"model": model.state_dict(), "optim": optimizer.state_dict()}, "step": 1},
+        "module": {"model": model, **beside},
+        "list": {"nets": [dict(model.state_dict())], **beside},
+    }[form]
+    pickled, storages = saved(value)
+
+    wanted = model_storages(pickled)
+
+    assert wanted is not None
+    values = {value.numpy().tobytes() for value in model.state_dict().values()}
+    assert {storages[key] for key in wanted} == values
+
+
+def test_where_two_may_be_the_model_nothing_is_chosen():
+    model, optimizer = trained()
+    two = {"actor": model.state_dict(), "critic": trained()[0].state_dict(), "optimizer": optimizer.state_dict()}
+
+    assert model_storages(saved(two)[0]) is None
+
+
+class Odd:
+    """Something of which a pickle does not show whether it is like a dict."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+
+def test_where_something_may_be_a_model_or_not_nothing_is_chosen():
+    model, optimizer = trained()
+    value = {"model": Odd(trained()[0].state_dict()), "net": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    assert model_storages(saved(value)[0]) is None
+
+
 @pytest.mark.parametrize(
     "value",
     [[1, 2], {"weights": 1}, {"state_dict": {}}, "text"],

@@ -126,6 +126,7 @@ def test_graph_that_writes_or_calls_python_when_it_is_run_is_refused(tmp_path: P
 
 def test_tags_choose_the_graph() -> None:
     assert close(serve(load_path(SAVED_MODEL, tags=["serve"])), OUTPUT)
+    assert close(serve(load_path(SAVED_MODEL, tags="serve")), OUTPUT)
     with pytest.raises(ContentError, match=r"\['train'\]") as caught:
         load_path(SAVED_MODEL, tags=["train"])
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 DATA = Path(__file__).parent / "data" / "checkpoints"
+SCRIPTING = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 ONE_PROCESS = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # of torch's, about how it is saved
 LEGACY = DATA / "g_legacy_0_12_5_model_state_dict"
 TWO_MODELS = DATA / "a_two_models"
@@ -139,6 +141,9 @@ def test_place_of_safetensors_is_a_device(saved: Any, tmp_path: Path) -> None:
         load_path(tmp_path, map_location={"cuda:0": "cpu"})
     with pytest.raises(UsageError, match="'nowhere' is no device"):
         load_path(tmp_path, map_location="nowhere")
+    with pytest.raises(UsageError, match=r"'cuda:77' cannot be used here") as caught:
+        load_path(tmp_path, map_location="cuda:77")
+    assert "\n" not in str(caught.value)
 
 
 # --- torch's own -------------------------------------------------------------------------------------------------
@@ -209,6 +214,76 @@ def test_damaged_distributed_checkpoint_is_an_error_of_one_line(saved: Any, tmp_
         load_path(tmp_path / "c")
 
 
+@ONE_PROCESS
+def test_file_of_a_distributed_checkpoint_that_is_named_loads_the_checkpoint(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    folder = tmp_path / "c"
+    distributed.save(saved.state_dict(), checkpoint_id=str(folder), no_dist=True)
+    torch.save(net(), folder / "model.pth")  # which would come first, and was not named
+    for name in (".metadata", "__0_0.distcp"):
+        assert load_path(folder / name).keys() == saved.state_dict().keys()
+    (folder / ".metadata").unlink()
+    with pytest.raises(NotFoundError, match=r"/__0_0\.distcp \(a part .*, whose \.metadata is not here\): no model"):
+        load_path(folder / "__0_0.distcp")
+
+
+@ONE_PROCESS
+def test_messages_name_the_distributed_checkpoint_and_not_its_view(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    distributed.save(saved.state_dict(), checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    load_path(tmp_path / "c")
+    assert "a torch distributed checkpoint holds weights and no code" in caplog.text
+    with pytest.raises(ContentError, match=rf"{tmp_path}/c does not fit the model of model="):
+        load_path(tmp_path / "c", model=torch.nn.Linear(2, 2))
+
+
+@ONE_PROCESS
+def test_pipe_in_a_distributed_checkpoint_is_never_opened(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    distributed.save({"model": saved.state_dict()}, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    data = next((tmp_path / "c").glob("*.distcp"))
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(ContentError, match=r"distcp: neither a file nor a folder"):
+        load_path(tmp_path / "c")
+
+
+@ONE_PROCESS
+def test_distributed_checkpoint_goes_where_the_caller_wants_it(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state = {"model": saved.state_dict(), "pair": (torch.ones(2), 1), "step": torch.tensor(3)}
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    found = load_path(tmp_path / "c", map_location="meta")
+    tensors = [*found["model"].values(), found["pair"][0], found["step"]]
+    assert {value.device.type for value in tensors} == {"meta"}
+    found = load_path(tmp_path / "c", map_location=torch.device("cpu"))
+    assert torch.equal(found["model"]["0.weight"], saved.state_dict()["0.weight"])
+    for place in ("nowhere", "cuda:77", {"cuda:0": "cpu"}, lambda storage, _: storage):
+        with pytest.raises(UsageError, match=r"map_location") as caught:
+            load_path(tmp_path / "c", map_location=place)
+        assert "\n" not in str(caught.value)
+
+
+@ONE_PROCESS
+def test_distributed_checkpoint_holds_to_weights_only(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state = {"model": saved.state_dict(), "step": 7, "place": Path("/x")}
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    assert load_path(tmp_path / "c")["place"] == Path("/x")
+    with pytest.raises(UnsafeContentError, match=r"place: holds more than weights, and weights_only was asked for"):
+        load_path(tmp_path / "c", weights_only=True)
+    del state["place"]
+    distributed.save(state, checkpoint_id=str(tmp_path / "d"), no_dist=True)
+    assert load_path(tmp_path / "d", weights_only=True)["step"] == 7
+
+
 def test_lightning_checkpoint_gives_its_state_dict_and_says_what_else_is_in_it(
     saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,6 +320,53 @@ def test_lightning_checkpoint_loads_where_lightning_is_not_installed(saved: Any,
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
     assert load_path(tmp_path).keys() == {"weight", "bias"}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.pt"
+    torch.jit.script(torch.nn.Linear(3, 2)).save(str(path))
+    return path
+
+
+@SCRIPTING
+def test_program_of_torchscript_is_no_weights(program: Path) -> None:
+    assert output(load_path(program)).shape == (2, 2)
+    with pytest.raises(UnsafeContentError, match="holds a TorchScript program, and weights_only was asked for"):
+        load_path(program, weights_only=True)
+
+
+@SCRIPTING
+def test_program_of_torchscript_goes_to_one_device(program: Path) -> None:
+    assert next(load_path(program, map_location="meta").parameters()).device.type == "meta"
+    for place in ("nowhere", "cuda:77", {"cuda:0": "cpu"}, lambda storage, _: storage):
+        with pytest.raises(UsageError, match="map_location") as caught:
+            load_path(program, map_location=place)
+        assert "\n" not in str(caught.value)
+
+
+def test_whole_archives_of_others_are_named_and_not_called_damaged(saved: Any, tmp_path: Path) -> None:
+    import numpy
+
+    torch.export.save(torch.export.export(saved.eval(), (torch.ones(2, 3),)), tmp_path / "model.pt2")
+    numpy.savez(tmp_path / "weights.npz", a=numpy.ones(2), b=numpy.ones(2))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("no\ntes.txt", "text")
+    (tmp_path / "exported.pt").write_bytes((tmp_path / "model.pt2").read_bytes())
+    expected = {
+        "model.pt2": "a program that torch.export saved, which cas does not load",
+        "exported.pt": "a program that torch.export saved",
+        "weights.npz": "arrays of numpy, which cas does not load",
+        "all.zip": "a zip archive of other things: no.tes.txt",
+    }
+    for name, what in expected.items():
+        with pytest.raises(ContentError, match=rf"{name}: {what}") as caught:
+            load_path(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    torch.save(saved.state_dict(), tmp_path / "torn.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "torn.pt").read_bytes()[:-100])
+    with pytest.raises(ContentError, match="not a whole file of torch"):
+        load_path(tmp_path / "torn.pt")
 
 
 # --- what a caller can say ---------------------------------------------------------------------------------------
@@ -345,6 +467,107 @@ def test_only_the_model_leaves_the_optimizer_out(saved: Any, tmp_path: Path) -> 
         load_path(tmp_path, only="optimizer")
 
 
+def beside(model: Any) -> dict[str, Any]:
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.train()(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    rest = {"scheduler": {"last_epoch": 3}, "rng_state": torch.get_rng_state(), "epoch": 3, "arch": "net"}
+    return {"optimizer": optimizer.state_dict(), **rest}
+
+
+@pytest.mark.parametrize("form", ["net", "app", "list"])
+def test_model_is_found_under_names_of_the_users_own(saved: Any, tmp_path: Path, form: str) -> None:
+    rest, state = beside(saved), saved.state_dict()
+    value = {
+        "net": {"net": state, **rest},
+        "app": {"app": {"model": state, "optim": rest["optimizer"]}, "epoch": 3},
+        "list": {"nets": [dict(state)], **rest},
+    }[form]
+    torch.save(value, tmp_path / "last.pt")
+    assert load_path(tmp_path).keys() == value.keys()
+    assert load_path(tmp_path, only="model").keys() == state.keys()
+    assert torch.equal(output(load_path(tmp_path, model=net())), output(saved))
+    assert torch.equal(output(load_path(tmp_path, only="model", model=net())), output(saved))
+
+
+def test_model_that_cannot_be_told_is_not_guessed(saved: Any, tmp_path: Path) -> None:
+    torch.save({"actor": saved.state_dict(), "critic": net().state_dict(), **beside(saved)}, tmp_path / "last.pt")
+    assert set(load_path(tmp_path)) >= {"actor", "critic", "optimizer"}
+    for said in ({"only": "model"}, {"model": net()}):
+        with pytest.raises(UsageError, match=r"actor, critic may be it\): it holds actor, critic, optimizer") as caught:
+            load_path(tmp_path, **said)
+        assert "\n" not in str(caught.value)
+    torch.save({"optimizer": beside(saved)["optimizer"], "epoch": 3}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match=r"holds no state of a model\): it holds optimizer, epoch"):
+        load_path(tmp_path, only="model")
+
+
+@ONE_PROCESS
+def test_model_of_a_distributed_checkpoint_is_found_under_any_name(saved: Any, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as distributed
+
+    state, rest = saved.state_dict(), beside(saved)
+    app = {"app": {"model": state, "optim": rest["optimizer"]}, "step": 1}  # as PyTorch's own recipe has it
+    distributed.save(app, checkpoint_id=str(tmp_path / "a"), no_dist=True)
+    distributed.save({"net": state, **rest}, checkpoint_id=str(tmp_path / "b"), no_dist=True)
+    distributed.save(state, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    for name in "abc":
+        assert load_path(tmp_path / name, only="model").keys() == state.keys()
+        assert torch.equal(output(load_path(tmp_path / name, model=net())), output(saved))
+        assert torch.equal(output(load_path(tmp_path / name, model=net(), only="model")), output(saved))
+    two = {"actor": state, "critic": net().state_dict()}
+    distributed.save(two, checkpoint_id=str(tmp_path / "d"), no_dist=True)
+    with pytest.raises(UsageError, match=r"actor, critic may be it"):
+        load_path(tmp_path / "d", only="model")
+
+
+def test_module_beside_other_things_is_the_model(saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gelu = torch.nn.GELU()
+    del gelu.approximate  # as before 1.12
+    model = torch.nn.Sequential(saved, gelu)
+    torch.save({"epoch": 3, "model": model, "ema": None, "optimizer": beside(saved)["optimizer"]}, tmp_path / "last.pt")
+    found = load_path(tmp_path)
+    assert torch.equal(output(found), torch.nn.functional.gelu(output(saved)))
+    assert "returns the module in it (model); also in the file: ema, epoch, optimizer" in caplog.text
+    torch.save({"run": {"net": model}, "epoch": 3}, tmp_path / "last.pt")
+    assert torch.equal(output(load_path(tmp_path)), output(found))
+    assert "returns the module in it (run.net); also in the file: epoch" in caplog.text
+    mine = load_path(tmp_path, only="model")
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "last.pt" not in maps.read_text()
+    assert torch.equal(output(mine), output(found))
+    with pytest.raises(UsageError, match="whole module"):
+        load_path(tmp_path, model=net())
+
+
+def test_several_modules_are_returned_as_they_lie_and_mended(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gelu = torch.nn.GELU()
+    del gelu.approximate
+    torch.save({"G": saved, "D": [gelu], "epoch": 3}, tmp_path / "gan.pt")
+    found = load_path(tmp_path)
+    assert found.keys() == {"G", "D", "epoch"}
+    assert found["D"][0](torch.zeros(1)) == 0
+    assert "gan.pt holds 2 torch modules: this returns what is in it, a dict of G, D, epoch" in caplog.text
+    with pytest.raises(UsageError, match="G, D may be it"):
+        load_path(tmp_path, only="model")
+
+
+def test_module_among_hyperparameters_is_not_the_model(saved: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": saved.state_dict(), "act": torch.nn.ReLU(), "hparams": {"f": net()}}, tmp_path / "a.ckpt")
+    assert set(load_path(tmp_path)) == {"state_dict", "act", "hparams"}
+    assert load_path(tmp_path, only="model").keys() == saved.state_dict().keys()
+
+
+def test_only_the_model_of_a_users_whole_module_leaves_the_file_to_the_user(saved: Any, tmp_path: Path) -> None:
+    torch.save(saved, tmp_path / "model.pth")
+    found = load_path(tmp_path, only="model")
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "model.pth" not in maps.read_text()
+    assert torch.equal(output(found), output(saved))
+
+
 def test_only_the_model_of_a_users_file_leaves_the_file_to_the_user(saved: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"model": saved.state_dict(), "optimizer": {"m": torch.ones(1000)}}, path)
@@ -393,10 +616,16 @@ def test_arguments_that_contradict_the_content_are_refused(saved: Any, tmp_path:
         load_path(tmp_path, Trust.ALWAYS, pickle_module=pickle, weights_only=True)
     with pytest.raises(UsageError, match="torch_load_kwargs must be"):
         load_path(tmp_path, torch_load_kwargs={"x": 1})
-    with pytest.raises(ContentError, match="not a torch module"):
-        (tmp_path / "model.pth").unlink()
-        torch.save(saved.state_dict(), tmp_path / "w.pt")
-        load_path(tmp_path, model=3)
+    with pytest.raises(UsageError, match="map_location=3: it is a device, a dict of devices, or a function"):
+        load_path(tmp_path, map_location=3)
+    (tmp_path / "model.pth").unlink()
+    torch.save(saved.state_dict(), tmp_path / "w.pt")
+    for model in (3, torch.nn.Linear):
+        with pytest.raises(UsageError, match="model= must be a torch module, not"):
+            load_path(tmp_path, model=model)
+    for trial_class in (3, "model_def:T"):
+        with pytest.raises(UsageError, match="trial_class must be a class, not"):
+            load_path(tmp_path, trial_class=trial_class)
 
 
 def test_missing_safetensors_is_said_with_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,23 +15,29 @@ from typing import Any
 from cas.errors import ContentError, NotFoundError
 
 ACCEPTED = (
-    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin or .ckpt file of torch,"
+    "model.pth (a pickled torch.nn.Module), state_dict.pth or another .pth, .pt, .bin, .ckpt or .pth.tar file of torch,"
     " .safetensors (also in parts, with an index), a torch distributed checkpoint (.metadata), saved_model.pb"
     " (TensorFlow), .keras, .h5, TensorFlow weights (.index and .data files), .pkl or .pickle (a plain pickle)"
 )
 _STATE_DICTS = ("state_dict.pth", "determined/state_dict.pth", "pedl/state_dict.pth", "checkpoint.pt")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+_TORCH_ENDS = (*_TORCH_SUFFIXES, ".pth.tar", ".pt.tar")
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".cloudpickle")
-# What trainers pickle beside the weights; none of it is a model.
+# What trainers save beside the weights; none of it is a model, unless it is all there is.
 _STATES_BESIDE = re.compile(
-    r"trial_state|random_states|rng_state|optimizer|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
+    r"trial_state|random_states|rng_state|optim|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
 )
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_PART = ".distcp"  # of a torch distributed checkpoint
+_SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors", _PART)
 _INDEX = ".index.json"  # says which of several files has which tensor
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
 _ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
+_LATEST = re.compile(rb'^model_checkpoint_path: *"([^"\n]+)"', re.MULTILINE)
+_MAX_NOTE = 1 << 20  # bytes of it
+_LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON = 64 << 20  # bytes; a larger metadata.json is none
 _MAX_NAMES = 8  # of what was found, in a message
 _MAX_LOOKED_AT = 100_000  # files of a folder that are looked at for a SavedModel
@@ -83,7 +89,7 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
 
     Raises:
         NotFoundError: it is nothing that can be loaded; says what was found, and what would have been accepted.
-        ContentError: it is several things.
+        ContentError: it is several things, or a file was not fetched by Git LFS.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder")
@@ -93,8 +99,18 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
     find = _Finder(folder, code, known, loaded)
     for rule in find.rules():
         if (found := rule()) is not None:
+            _require_fetched(found.file)
             return found
-    raise NotFoundError(f"no model in {folder}: it holds {_listing(folder)}; cas loads {ACCEPTED}")
+    listing = _listing(folder)
+    raise UnrecognizedError(f"no model in {folder}: it holds {listing}; cas loads {ACCEPTED}", listing)
+
+
+class UnrecognizedError(NotFoundError):
+    """A folder has nothing in it that can be loaded; `found` is what it has, in words."""
+
+    def __init__(self, message: str, found: str = "") -> None:
+        self.found = found
+        super().__init__(message)
 
 
 class _Finder:
@@ -112,7 +128,7 @@ class _Finder:
         """The rules, in the order in which they are tried."""
         yield from (self.torch_module, self.torch_state_dict, self.keras_trial, self.keras_callback, self.saved_model)
         yield from (self.safetensors, self.torch_parts, self.distributed, self.torch_file, self.keras_file)
-        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file)
+        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file, self.torch_states)
 
     def _layout(self, kind: Kind, file: Path) -> Layout:
         layout = Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
@@ -157,8 +173,12 @@ class _Finder:
 
     def saved_model(self) -> Layout | None:
         """What estimators exported, or anybody."""
-        found = {Path(path).parent for path in _walk(self._folder) if os.path.basename(path) in _GRAPHS}  # noqa: PTH119
-        return self._one(Kind.SAVED_MODEL, found, "SavedModels", "load one of these folders")
+        graphs = (Path(path) for path in _walk(self._folder) if os.path.basename(path) in _GRAPHS)  # noqa: PTH119
+        found = {path.parent for path in graphs if path.is_file()}
+        layout = self._one(Kind.SAVED_MODEL, found, "SavedModels", "load one of these folders")
+        if layout is not None:
+            _require_plain(map(Path, _walk(layout.file)))
+        return layout
 
     # --- without Determined ----------------------------------------------------------------------------------
 
@@ -166,7 +186,7 @@ class _Finder:
         """Weights in safetensors, in one file or with an index."""
         indexes = [path for path in self._folder.glob("*.safetensors.index.json") if path.is_file()]
         found = indexes or [path for path in self._folder.glob("*.safetensors") if path.is_file()]
-        return self._one(Kind.SAFETENSORS, found, "files of safetensors and no index")
+        return self._one(Kind.SAFETENSORS, found, f"{'indexes' if indexes else 'files'} of safetensors")
 
     def torch_parts(self) -> Layout | None:
         """A state dict in several files, with an index."""
@@ -175,9 +195,10 @@ class _Finder:
 
     def torch_file(self) -> Layout | None:
         """Some file of torch."""
-        found = [path for path in self._folder.iterdir() if path.suffix in _TORCH_SUFFIXES and _is_torch(path)]
+        found = [path for path in self._folder.iterdir() if path.name.endswith(_TORCH_ENDS) and _is_torch(path)]
         named = [path for path in found if path.name in _WEIGHTS]
-        return self._one(Kind.TORCH_FILE, named or found, "files of torch")
+        models = [path for path in found if not _STATES_BESIDE.match(path.name)]
+        return self._one(Kind.TORCH_FILE, named or models, "files of torch")
 
     def distributed(self) -> Layout | None:
         """What `torch.distributed.checkpoint` wrote."""
@@ -193,8 +214,13 @@ class _Finder:
     def tensorflow_weights(self) -> Layout | None:
         """Weights in TensorFlow's own format."""
         found = [path for path in self._folder.glob("*.index") if path.is_file()]
-        starts = [path.with_suffix("") for path in found if any(self._folder.glob(f"{glob.escape(path.stem)}.data-*"))]
-        return self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
+        starts = [path.with_suffix("") for path in found if _shards(path)]
+        if len(starts) > 1 and (latest := _latest(self._folder / "checkpoint")):
+            starts = [path for path in starts if path.name == latest] or starts
+        layout = self._one(Kind.TF_WEIGHTS, starts, "TensorFlow checkpoints")
+        if layout is not None:
+            _require_plain(_shards(layout.file.with_name(f"{layout.file.name}.index")))
+        return layout
 
     def plain_pickle(self) -> Layout | None:
         """What `pickle.dump` or `cloudpickle.dump` wrote: by its suffix, or where that is torch's, by how it begins."""
@@ -202,7 +228,7 @@ class _Finder:
         found = [
             path
             for path in files
-            if path.suffix in _PICKLE_SUFFIXES or (path.suffix in _TORCH_SUFFIXES and is_plain_pickle(path))
+            if path.suffix in _PICKLE_SUFFIXES or (path.name.endswith(_TORCH_ENDS) and is_plain_pickle(path))
         ]
         named = [path for path in found if path.stem == "model"]
         return self._one(Kind.PICKLE, named or found, "plain pickles")
@@ -210,7 +236,7 @@ class _Finder:
     def lone_file(self) -> Layout | None:
         """The one file there is, whatever it is called."""
         found = [path for path in self._folder.iterdir() if path.name not in ("metadata.json", "code")]
-        if len(found) != 1 or not found[0].is_file():
+        if len(found) != 1 or not found[0].is_file() or found[0].suffix == _PART:
             return None
         if _is_torch(found[0]):
             return self._layout(Kind.TORCH_FILE, found[0])
@@ -218,19 +244,28 @@ class _Finder:
             return self._layout(Kind.PICKLE, found[0])
         return self._layout(Kind.KERAS_FILE, found[0]) if _start(found[0])[:8] == _HDF5 else None
 
+    def torch_states(self) -> Layout | None:
+        """What usually lies beside a model, where nothing else does."""
+        found = [path for path in self._folder.iterdir() if path.name.endswith(_TORCH_ENDS) and _is_torch(path)]
+        return self._one(Kind.TORCH_FILE, found, "files of torch")
+
     def _one(
         self, kind: Kind, found: Collection[Path], what: str, remedy: str = "load one by its path"
     ) -> Layout | None:
-        """Return the layout of what was found, if anything was.
+        """Return the layout of what was found, if anything was; names of one file are one.
 
         Raises:
             ContentError: it is more than one thing.
         """
         if len(found) > 1:
+            found = list({_identity(path): path for path in sorted(found, reverse=True)}.values())
+        if len(found) > 1:
             names = [str(path.relative_to(self._folder)) for path in sorted(found)]
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing = ", ".join(names[:_MAX_NAMES]) + more
-            raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}")
+            pattern = {Kind.SAVED_MODEL: f"{names[0]}/", Kind.TF_WEIGHTS: f"{names[0]}.*"}.get(kind, names[0])
+            alone = "" if names[0] == "." or names[0].endswith(_INDEX) else f'; or only(include="{pattern}").load()'
+            raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}{alone}")
         return self._layout(kind, next(iter(found))) if found else None
 
 
@@ -248,6 +283,7 @@ def _trial_class(entrypoint: object) -> str | None:
 def _weights(folder: Path, stem: str) -> Path | None:
     """Return what `load_weights` is given for weights of this name: a file, or how names of TensorFlow's begin."""
     if (folder / f"{stem}.index").is_file():
+        _require_plain(_shards(folder / f"{stem}.index"))
         return folder / stem
     for suffix in (".h5", ".weights.h5", ".hdf5", ".keras"):
         if (folder / f"{stem}{suffix}").is_file():
@@ -255,21 +291,75 @@ def _weights(folder: Path, stem: str) -> Path | None:
     return None
 
 
+def _identity(path: Path) -> object:
+    """Tell two names of one file (`latest.pth`, a link to `epoch_12.pth`) from two files."""
+    try:
+        found = path.stat()
+    except OSError:  # how names of TensorFlow's weights begin, and no file
+        return path
+    return found.st_dev, found.st_ino
+
+
+def _latest(path: Path) -> str | None:
+    """Return how the names of the latest weights begin, of which TensorFlow keeps a note beside them."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            found = _LATEST.search(file.read(_MAX_NOTE))
+    except OSError:
+        return None
+    return found[1].decode("utf-8", "replace").rpartition("/")[2] if found else None
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files with the values of TensorFlow weights that have this `.index`."""
+    return list(index.parent.glob(f"{glob.escape(index.stem)}.data-*"))
+
+
+def _require_plain(paths: Iterable[Path]) -> None:
+    """Refuse what a framework would open and never get to the end of: pipes, devices.
+
+    Raises:
+        ContentError: one of them is such a thing.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise ContentError(f"{path}: neither a file nor a folder")
+
+
 def companions(path: Path) -> list[Path] | None:
-    """Return the files that belong to one which the user named: parts with their index, TensorFlow weights.
+    """Return the files that belong to one which the user named: parts with their index, or of one checkpoint.
 
     None if there is no such file.
+
+    Raises:
+        ContentError: it is a pipe or a device.
     """
     if not path.exists() and path.with_name(f"{path.name}.index").is_file():  # how TensorFlow names weights
         path = path.with_name(f"{path.name}.index")
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            _require_plain([path])
         return [] if path.exists() else None
+    if path.name == ".metadata" or path.suffix == _PART:  # the parts of one checkpoint, of which none is one
+        metadata = path.with_name(".metadata")
+        return [*([metadata] if metadata.is_file() else []), *path.parent.glob(f"*{_PART}")]
     if path.suffix == ".index":
-        return [path, *path.parent.glob(f"{glob.escape(path.stem)}.data-*")]
+        return [path, *_shards(path)]
     if path.name.endswith(_INDEX):
         suffix = Path(path.name.removesuffix(_INDEX)).suffix
         return [path, *(other for other in path.parent.iterdir() if other.suffix == suffix)]
     return [path]
+
+
+def _require_fetched(path: Path) -> None:
+    for file in companions(path) or ():
+        if _start(file).startswith(_LFS):
+            raise ContentError(f"{file}: {_POINTER}")
+
+
+_POINTER = "a Git LFS pointer in place of the file: fetch it with git lfs pull"
 
 
 def _is_torch(path: Path) -> bool:
@@ -289,8 +379,10 @@ def is_plain_pickle(path: Path) -> bool:
 
 def _start(path: Path) -> bytes:
     try:
+        if not path.is_file():  # to open a pipe waits for its writer
+            return b""
         with open(path, "rb") as file:
-            return file.read(32)
+            return file.read(64)
     except OSError:
         return b""
 
@@ -323,9 +415,25 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _why_not(path: Path) -> str:
+    """Say what is wrong with something that has the name of a file that would be loaded."""
+    if not path.is_file():
+        return "neither a file nor a folder" if path.exists() else "a link that leads nowhere"
+    if path.suffix == _PART:
+        return "a part of a distributed checkpoint, whose .metadata is not here"
+    start = _start(path)
+    if start.startswith(_LFS):
+        return _POINTER
+    if not start:
+        return "empty" if path.stat().st_size == 0 else "not readable"
+    return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else "begins like no such file"
+
+
 def _listing(folder: Path) -> str:
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
     if not names:
         return "nothing"
+    why = {name: _why_not(folder / name) for name in names if name.endswith(_SUFFIXES)}
+    names = [*(f"{name} ({why[name]})" for name in why), *(name for name in names if name not in why)]
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cas.errors import CasError, NotFoundError, UsageError
 from cas.index.disk import translate
 from cas.load import forks as forks  # early: it has to see every fork
-from cas.load.layouts import Kind, Layout, companions, recognize
+from cas.load.layouts import ACCEPTED, Kind, Layout, UnrecognizedError, companions, recognize
 from cas.load.permit import Permit
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def load_folder(
     folder: Path,
     *,
-    tags: Sequence[str] | None = None,
+    tags: Sequence[str] | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     permit: Permit | None = None,
     from_store: bool = False,
@@ -58,6 +58,8 @@ def load_folder(
     from cas.load.torch_files import Reading
 
     permit = permit or Permit()
+    if isinstance(tags, str):  # whoever says one tag means one, not its letters
+        tags = [tags]
     layout = recognize(folder, metadata)
     options = parse(layout.kind, kwargs)
     if tags is not None and layout.kind is not Kind.SAVED_MODEL:
@@ -122,6 +124,8 @@ def user_folder(path: Path) -> Iterator[Path]:
                 (view / file.name).symlink_to(file)
             yield view
         except CasError as error:
+            if isinstance(error, UnrecognizedError) and not source.is_dir():
+                raise NotFoundError(f"{source.parent}/{error.found}: no model; cas loads {ACCEPTED}") from error
             error.args = (str(error).replace(str(view), shown),)
             raise
         except OSError as error:

@@ -67,8 +67,11 @@ def parse(kind: Kind, said: Mapping[str, Any]) -> Options:
     kwargs = rest.pop("trial_kwargs", None) or {}
     if not isinstance(kwargs, Mapping):
         raise UsageError(f"trial_kwargs must map names to values, not be {type(kwargs).__name__}")
+    trial_class = rest.pop("trial_class", None)
+    if trial_class is not None and not callable(trial_class):
+        raise UsageError(f"trial_class must be a class, not {trial_class!r:.60}")
     model, strict = rest.pop("model", None), rest.pop("strict", True)
-    return Options(model, only, bool(strict), rest.pop("trial_class", None), kwargs, rest)
+    return Options(model, only, bool(strict), trial_class, kwargs, rest)
 
 
 __all__ = ["Options", "parse"]

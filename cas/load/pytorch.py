@@ -9,22 +9,25 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cas.errors import ContentError, NotFoundError, UsageError
 from cas.load.filling import fill
 from cas.load.layouts import Kind, Layout, is_plain_pickle
+from cas.load.members import Look, Member, find_models, names_of, untold
 from cas.load.mending import mend
 from cas.load.options import Options
 from cas.load.pickles import read_pickle
-from cas.load.tensors import MODEL_KEYS, read_distributed, read_safetensors
+from cas.load.tensors import read_distributed, read_safetensors
 from cas.load.torch_files import Reading, read_file, read_parts, require_torch
 from cas.load.trials import build_trial, torch_context
 
 log = logging.getLogger("cas.load")
 
 _LIGHTNING = "pytorch-lightning_version"  # a member of what Lightning saves, beside `state_dict`
+_MAX_LISTED = 10_000  # longer lists hold numbers or samples: nobody lists so many modules
 
 
 def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: bool = False) -> Any:
@@ -41,21 +44,67 @@ def load_torch(layout: Layout, reading: Reading, options: Options, *, whole: boo
     """
     if layout.kind is not Kind.PICKLE or options.model is not None:  # which can hold anything
         require_torch()
+    if options.model is not None and not _is_module(options.model):
+        raise UsageError(f"model= must be a torch module, not {options.model!r:.60}")
     if layout.kind is Kind.TORCH_TRIAL or options.trial_class is not None:
         return _load_trial(layout, reading, options, whole=whole)
     if whole:
         raise NotFoundError(f"{layout.folder}: holds {layout.kind} and no trial class; load() gives what it holds")
     found = _read(layout, reading, options)
-    if _is_module(found):
-        if options.model is not None:
-            raise UsageError(f"{layout.file}: holds a whole module; model= is for weights without code")
-        return mend(found)
-    return _weights(layout, reading, options, found)
+    modules = _mended(found)
+    if options.only and not reading.mapped and (modules or not isinstance(found, Mapping)):
+        # Of a user's file, nothing stays mapped; the states in a dict are copied below.
+        found = _read(layout, reading, replace(options, only=None))
+        modules = _mended(found)
+    only_weights = layout.kind in (Kind.SAFETENSORS, Kind.TORCH_PARTS)
+    models = [Member((), found)] if only_weights else find_models(found, _LOOK)
+    if _is_module(found) or (modules and len(models) == 1 and _is_module(models[0].value)):
+        return _whole_module(layout, options, found, models)
+    return _weights(layout, reading, options, found, models, modules)
 
 
 def _is_module(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+_LOOK = Look(_is_tensor, _is_module, lambda value: value if isinstance(value, Mapping) else None)
+
+
+def _mended(found: Any) -> list[Any]:
+    """Mend the modules in what a file holds, also in dicts and lists; return them."""
+    modules: list[Any] = []
+    waiting, seen = [found], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if _is_module(one):
+            modules.append(mend(one))
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple) and len(one) <= _MAX_LISTED:
+            waiting += one
+    return modules
+
+
+def _whole_module(layout: Layout, options: Options, found: Any, models: Sequence[Member]) -> Any:
+    if options.model is not None:
+        raise UsageError(f"{layout.file}: holds a whole module; model= is for weights without code")
+    if _is_module(found):
+        return found
+    [member] = models
+    if options.only is None:
+        rest = names_of(sorted(str(key) for key in found if key != member.path[0]))
+        path, name = ".".join(member.path), layout.file.name
+        log.warning("%s: this returns the module in it (%s); also in the file: %s", name, path, rest)
+    return member.value
 
 
 def _read(layout: Layout, reading: Reading, options: Options) -> Any:
@@ -83,21 +132,34 @@ def _may_stay(reading: Reading, options: Options) -> bool:
 # --- weights without code ----------------------------------------------------------------------------------------
 
 
-def _weights(layout: Layout, reading: Reading, options: Options, found: Any) -> Any:
-    states = _states(found)
-    name = layout.file.name
+def _weights(
+    layout: Layout, reading: Reading, options: Options, found: Any, models: Sequence[Member], modules: Sequence[Any]
+) -> Any:
+    is_folder = layout.kind is Kind.DISTRIBUTED  # a view, of which the user knows nothing
+    subject, name = (str(layout.file), str(layout.kind)) if is_folder else (layout.file.name, layout.file.name)
+    states = _states(models)
     if options.model is not None:
-        if len(states) != 1:
-            raise UsageError(f"{name}: holds the states of {len(states)} models; model= takes one")
+        if len(models) > 1:
+            raise untold(subject, found, models)
+        if not states and isinstance(found, Mapping):
+            states = [found]
+        if len(states) != 1 or not isinstance(states[0], Mapping):
+            raise UsageError(f"{subject}: holds the states of {len(states)} models; model= takes one")
         adopt = _may_stay(reading, options)
-        return fill(options.model, states[0], adopt=adopt, strict=options.strict, what=name, builder="model=")
-    if options.only and states:
-        own = states if reading.mapped else copy.deepcopy(states)  # of a user's file, nothing stays mapped
+        return fill(options.model, states[0], adopt=adopt, strict=options.strict, what=subject, builder="model=")
+    if options.only and isinstance(found, Mapping):
+        if len(models) != 1:
+            raise untold(subject, found, models)
+        own = states if reading.mapped or modules else copy.deepcopy(states)  # of a user's file, nothing stays mapped
         found = own[0] if len(own) == 1 else own
     elif isinstance(found, Mapping) and _LIGHTNING in found and states:
         rest = ", ".join(sorted(str(key) for key in found.keys() - {"state_dict"}))
         log.warning("%s: of what Lightning saved, this returns the state dict; also in the file: %s", name, rest)
         return states[0]
+    if modules:
+        what = f"dict of {names_of(found)}" if isinstance(found, Mapping) else type(found).__name__
+        log.warning("%s holds %d torch modules: this returns what is in it, a %s", name, len(modules), what)
+        return found
     if not isinstance(found, Mapping):
         log.warning("%s holds no torch module and no weights by name: this returns the %s", name, type(found).__name__)
         return found
@@ -106,17 +168,12 @@ def _weights(layout: Layout, reading: Reading, options: Options, found: Any) -> 
     return found
 
 
-def _states(found: Any) -> list[Mapping[str, Any]]:
+def _states(models: Sequence[Member]) -> list[Any]:
     """Return the state dicts in what a file holds: one for each model."""
-    if not isinstance(found, Mapping):
+    if len(models) != 1:
         return []
-    for key in sorted(MODEL_KEYS & found.keys()):
-        value = found[key]
-        if isinstance(value, Mapping):
-            return [value]
-        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            return list(value)
-    return [found]
+    value = models[0].value
+    return list(value) if isinstance(value, list) else [value]
 
 
 # --- a state dict and a trial ------------------------------------------------------------------------------------

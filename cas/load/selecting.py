@@ -7,18 +7,21 @@ import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cas.load.members import Look, find_models
 from cas.load.nesting import require_shallow
-from cas.load.tensors import MODEL_KEYS
 
 
 class _Seen:
     """Stands for whatever a pickle makes, and remembers which storages went into it."""
 
     parts: list[Any]
+    items: dict[Any, Any]  # what a class that is like a dict has been given
+    names: tuple[str, str] = ("", "")
 
     def __new__(cls, *arguments: Any, **named: Any) -> _Seen:
         made = object.__new__(cls)  # pickles make values with `__new__` alone
-        made.parts = [arguments, named]
+        made.items = {}
+        made.parts = [arguments, named, made.items]
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -30,7 +33,10 @@ class _Seen:
     def _take(self, *values: Any) -> None:
         self.parts.append(values)
 
-    append = extend = add = __setitem__ = __setstate__ = _take
+    append = extend = add = __setstate__ = _take
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
 
 
 class _Storage(_Seen):
@@ -45,7 +51,8 @@ class _Follower(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Give what stands for it."""
-        return type("_Seen", (_Seen,), {})  # a class of its own: `__setstate__` of one class never meets another's
+        # A class of its own: `__setstate__` of one class never meets another's.
+        return type("_Seen", (_Seen,), {"names": (module, name)})
 
     def persistent_load(self, pid: Any) -> Any:
         """Give what stands for a storage: `("storage", type, key, location, size)`."""
@@ -65,12 +72,44 @@ def model_storages(pickled: bytes) -> frozenset[str] | None:
         value = _Follower(stream).load()
     except Exception:  # hostile bytes can raise nearly anything; whoever loads the file says what is wrong
         return None
-    if not isinstance(value, Mapping):
+    try:
+        models = find_models(value, _LOOK)
+    except _UnclearError:
         return None
-    models = [value[key] for key in sorted(MODEL_KEYS & value.keys())]
-    wanted = frozenset(one.key for one in _storages(models[:1]))
+    wanted = frozenset(one.key for one in _storages([one.value for one in models])) if len(models) == 1 else None
     every = frozenset(one.key for one in _storages([value]))
     return wanted if wanted and wanted < every else None
+
+
+class _UnclearError(Exception):
+    """What something would be cannot be told without running the pickle."""
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, _Seen) and value.names[0].startswith("torch") and value.names[1].startswith("_rebuild")
+
+
+def _is_module(value: Any) -> bool:
+    states = [part[0] for part in value.parts if isinstance(part, tuple) and len(part) == 1] if _is_seen(value) else []
+    return any(isinstance(one, dict) and "_modules" in one and "_parameters" in one for one in states)
+
+
+def _is_seen(value: Any) -> bool:
+    return isinstance(value, _Seen) and not isinstance(value, _Storage)
+
+
+def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if not _is_seen(value) or _is_tensor(value) or _is_module(value):
+        return None
+    if not value.items and any(_storages([value])):
+        raise _UnclearError
+    items: Mapping[Any, Any] = value.items
+    return items or None
+
+
+_LOOK = Look(_is_tensor, _is_module, _as_mapping)
 
 
 def _storages(values: list[Any]) -> Iterator[_Storage]:

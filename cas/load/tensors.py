@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from cas.errors import CasError, ContentError, UnsafeContentError, UsageError
+from cas.errors import CasError, ContentError, UnsafeContentError
+from cas.load.members import Look, find_models, untold
 from cas.load.policy import Policy
-from cas.load.torch_files import Reading, first_line, read_index, read_stream, require_all, require_torch
+from cas.load.torch_files import Reading, device_of, first_line, read_index, read_stream, require_all, require_torch
 
 # --- safetensors -----------------------------------------------------------------------------------------------
 
@@ -21,7 +22,7 @@ def read_safetensors(path: Path, reading: Reading) -> dict[str, Any]:
         NotFoundError: a file that the index names is not there.
         CasError: safetensors is not installed.
     """
-    device = _device(reading.options.get("map_location"))
+    device = device_of(reading, "safetensors")
     if not path.name.endswith(".index.json"):
         return _read_one(path, reading, device)
     where = read_index(path)
@@ -55,48 +56,48 @@ def _read_one(path: Path, reading: Reading, device: Any) -> dict[str, Any]:
     return found
 
 
-def _device(place: Any) -> Any:
-    torch = require_torch()
-    if callable(place) or isinstance(place, Mapping):
-        raise UsageError("tensors of safetensors have no place of their own: map_location must be a device")
-    try:
-        return torch.device(place or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"map_location={place!r:.40} is no device: {first_line(error)}") from error
-
-
 # --- distributed checkpoints -------------------------------------------------------------------------------------
 
 
 def read_distributed(folder: Path, reading: Reading, *, only: str | None = None) -> dict[str, Any]:
     """Read a checkpoint that the processes of a job wrote together (`torch.distributed.checkpoint`).
 
-    `only="model"` leaves out what is stored beside a member that holds the model.
+    `only="model"` leaves out what is stored beside the model.
 
     Raises:
         ContentError: it is damaged.
-        UnsafeContentError: the trust policy does not allow what is in it.
+        UnsafeContentError: the trust policy does not allow what is in it, or it is more than weights and only those
+            were asked for.
+        UsageError: map_location is no device of this machine, or which part is the model cannot be told.
         CasError: this torch cannot read such checkpoints.
     """
     torch = require_torch()
+    device = device_of(reading, "a distributed checkpoint")
     if not torch.distributed.is_available():
         raise CasError(f"{folder}: a distributed checkpoint, and this torch was built without torch.distributed")
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, default_planner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     metadata = _read_metadata(folder, reading)
-    tops = {str(path[0]) for path in (metadata.planner_data or {}).values()}
-    keys = tops & MODEL_KEYS if only and tops & MODEL_KEYS else None
+    for name in dict.fromkeys(str(info.relative_path) for info in metadata.storage_data.values()):
+        if (folder / name).exists() and not (folder / name).is_file():  # to open a pipe waits for its writer
+            raise ContentError(f"{folder / name}: neither a file nor a folder")
+    keys = _model_keys(folder, metadata) if only else None
 
     class Reader(FileSystemReader):  # type: ignore[misc]
         def read_metadata(self, *_: Any, **__: Any) -> Any:
             return metadata  # a pickle, which has been judged
 
     class Planner(default_planner._EmptyStateDictLoadPlanner):  # type: ignore[misc]
+        def set_up_planner(self, *arguments: Any, **named: Any) -> None:
+            """Make the empty tensors that the files are read into, where the caller wants them."""
+            with torch.device("cpu") if device.type == "meta" else device:  # of meta tensors torch makes real ones
+                super().set_up_planner(*arguments, **named)
+
         def load_bytes(self, read_item: Any, value: IO[bytes]) -> None:
             """Take what is no tensor: a file of torch's inside of the others, which is judged."""
             name = read_item.dest_index.fqn
-            found = read_stream(value, f"{folder}: {name}", reading)
+            found = read_stream(value, f"{folder}: {name}", reading, device)
             if self.flatten_state_dict:
                 default_planner.set_element(self.original_state_dict, self.mappings[name], found)
             else:
@@ -112,10 +113,36 @@ def read_distributed(folder: Path, reading: Reading, *, only: str | None = None)
         if isinstance(cause, CasError):
             raise cause from error
         raise ContentError(f"{folder}: not a whole distributed checkpoint: {first_line(cause)}") from error
+    if device.type == "meta":
+        state = torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), state)
     return state
 
 
-MODEL_KEYS = frozenset({"model", "model_state_dict", "models_state_dict", "state_dict"})
+def _model_keys(folder: Path, metadata: Any) -> set[str] | None:
+    """Return how the names of the model's tensors begin; None if it is all there is.
+
+    Raises:
+        UsageError: which part is the model cannot be told.
+    """
+    torch = require_torch()
+    paths = metadata.planner_data or {}
+    stored: dict[Any, Any] = {}
+    for name, one in metadata.state_dict_metadata.items():
+        *outer, last = paths.get(name, (name,))
+        place = stored
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = one
+    kind = torch.distributed.checkpoint.metadata.TensorStorageMetadata
+    look = Look(
+        is_tensor=lambda value: isinstance(value, kind),
+        is_module=lambda _: False,
+        as_mapping=lambda value: value if isinstance(value, Mapping) else None,
+    )
+    models = find_models(stored, look)
+    if len(models) != 1:
+        raise untold(str(folder), stored, models)
+    return {".".join(models[0].path)} if models[0].path else None
 
 
 def _cause(error: BaseException) -> BaseException:

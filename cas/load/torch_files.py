@@ -11,12 +11,14 @@ import pickle
 import re
 import traceback
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
+from cas.load.members import names_of
 from cas.load.permit import Permit
 from cas.load.policy import Policy
 from cas.load.scanning import check_torch_file, check_torchscript
@@ -125,7 +127,7 @@ def _pickle_module(path: Path, reading: Reading, options: Mapping[str, Any]) -> 
     return own or policy.unpickler(str(path), guarded=reading.permit.scans)
 
 
-def _require_safe_torch(torch: Any, path: Path, permit: Permit) -> None:
+def _require_safe_torch(torch: Any, path: Path | str, permit: Permit) -> None:
     if not _has_safe_torch(torch):
         raise permit.refusal(f"{path}: torch {torch.__version__} can be made to run code even by weights (2.10 cannot)")
 
@@ -135,9 +137,16 @@ def _has_safe_torch(torch: Any) -> bool:
 
 
 def place_of(torch: Any, reading: Reading) -> Any:
-    """Return a `map_location`: the caller's, else where the tensors were, if this machine has such a device."""
-    if reading.options.get("map_location") is not None:
-        return reading.options["map_location"]
+    """Return a `map_location`: the caller's, else where the tensors were, if this machine has such a device.
+
+    Raises:
+        UsageError: the caller's is nothing that torch takes for one.
+    """
+    wanted = reading.options.get("map_location")
+    if wanted is not None:
+        if not isinstance(wanted, str | torch.device | Mapping) and not callable(wanted):
+            raise UsageError(f"map_location={wanted!r:.40}: it is a device, a dict of devices, or a function")
+        return wanted
     if not torch.cuda.is_available():
         return "cpu"
 
@@ -147,6 +156,27 @@ def place_of(torch: Any, reading: Reading) -> Any:
         return storage if absent else None  # None: as torch does it
 
     return place
+
+
+def device_of(reading: Reading, what: str) -> Any:
+    """Return the device for tensors of which no file says where they were: the caller's `map_location`, else the CPU.
+
+    Raises:
+        UsageError: it is not one device, or none that can be used here.
+    """
+    torch = require_torch()
+    place = reading.options.get("map_location")
+    if callable(place) or isinstance(place, Mapping):
+        raise UsageError(f"map_location must be a device for {what}, not a {type(place).__name__}")
+    try:
+        device = torch.device("cpu" if place is None else place)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"map_location={place!r:.40} is no device: {first_line(error)}") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # of torch without CUDA, without torch_xla
+        raise UsageError(f"map_location={place!r:.40} cannot be used here: {first_line(error)}") from error
+    return device
 
 
 @contextlib.contextmanager
@@ -213,19 +243,45 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_torchscript(torch: Any, path: Path) -> bool:
+    records, reason = [], "it has no data.pkl"
     try:
         records = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
-        raise ContentError(f"{path}: not a whole file of torch: {first_line(error)}") from error
-    return not {"constants.pkl", "model.json"}.isdisjoint(records)  # the latter: before torch 1.4
+        reason = first_line(error)
+    if "model.json" in records:  # how TorchScript was written before torch 1.4
+        return True
+    if "data.pkl" not in records:
+        what = _other_archive(path)
+        raise ContentError(f"{path}: {what or f'not a whole file of torch: {reason}'}")
+    return "constants.pkl" in records
+
+
+def _other_archive(path: Path) -> str | None:
+    """Say what a zip archive is that torch did not save; None if it is one of torch's, or not whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return None
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        return "a program that torch.export saved, which cas does not load (torch.export.load does)"
+    if names and all(name.endswith(".npy") for name in names):
+        return "arrays of numpy, which cas does not load (numpy.load does)"
+    return f"a zip archive of other things: {names_of(names) or 'nothing'}"
 
 
 def _read_torchscript(torch: Any, path: Path, reading: Reading, options: Mapping[str, Any]) -> Any:
     if reading.permit.safe_only:
         raise reading.permit.refusal(f"{path}: holds a TorchScript program")
+    if options.get("weights_only"):
+        raise UnsafeContentError(f"{path}: holds a TorchScript program, and weights_only was asked for")
+    place = (
+        options["map_location"] if reading.options.get("map_location") is None else device_of(reading, "TorchScript")
+    )
     if reading.permit.scans:
         check_torchscript(path)
-    place = options["map_location"]
     with explaining(path, reading):
         return torch.jit.load(str(path), map_location=None if callable(place) else place)
 
@@ -286,22 +342,24 @@ def require_all(index: Path, where: Mapping[str, str], found: Mapping[str, Any])
 # --- for readers of containers -----------------------------------------------------------------------------------
 
 
-def read_stream(stream: IO[bytes], subject: str, reading: Reading) -> Any:
+def read_stream(stream: IO[bytes], subject: str, reading: Reading, device: Any) -> Any:
     """Call `torch.load` on a file inside of another, judged like a file of its own."""
     torch = require_torch()
     if reading.permit.safe_only:
+        _require_safe_torch(torch, subject, reading.permit)
+    if reading.permit.safe_only or reading.options.get("weights_only"):
         with explaining(Path(subject), reading):
-            return torch.load(stream, map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location=device, weights_only=True)
     policy = Policy(reading.sources)
     if reading.permit.scans:
         check_torch_file(stream, policy, subject=subject, encoding="utf-8")
     stream.seek(0)
     module = policy.unpickler(subject, guarded=reading.permit.scans)
     with explaining(Path(subject), reading):
-        return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=module)
+        return torch.load(stream, map_location=device, weights_only=False, pickle_module=module)
 
 
 __all__ = [
-    "Reading", "explaining", "first_line", "is_of_code", "place_of", "read_file", "read_index", "read_parts",
-    "read_stream", "require_all", "require_torch",
+    "Reading", "device_of", "explaining", "first_line", "is_of_code", "place_of", "read_file", "read_index",
+    "read_parts", "read_stream", "require_all", "require_torch",
 ]  # fmt: skip
