@@ -132,6 +132,66 @@ def test_model_of_a_trial_without_its_code_is_made_from_its_description(tmp_path
     assert close(small_output(load_path(tmp_path, Trust.NEVER)), H5_OUTPUT)
 
 
+def image(*shape: int) -> Any:
+    """The input whose output is recorded for the models of tests/data/keras2/README.md."""
+    import numpy
+
+    return numpy.linspace(-1, 1, int(numpy.prod(shape))).reshape(shape).astype("float32")
+
+
+@pytest.mark.parametrize("name", ["nested.h5", "nested.keras", "layers.h5", "layers.keras", "transfer.h5"])
+def test_models_in_models_and_operations_between_layers_of_keras_2_load(tf: Any, tmp_path: Path, name: str) -> None:
+    expected = EXPECTED[name.partition(".")[0]]
+    model = load_path(KERAS2 / name)
+    found = model(image(1, *model.input_shape[1:]))
+    assert isinstance(found, list) is (len(expected) > 1)  # a single output is a tensor, as it was
+    assert all(close(one, other) for one, other in zip(tf.nest.flatten(found), expected, strict=True))
+    model.save(tmp_path / "again.keras")
+    found = load_path(tmp_path)(image(1, *model.input_shape[1:]))
+    assert all(close(one, other) for one, other in zip(tf.nest.flatten(found), expected, strict=True))
+
+
+def test_description_of_2020_which_names_no_modules_is_read(tf: Any, tmp_path: Path) -> None:
+    import h5py
+
+    def strip(config: Any) -> Any:
+        if isinstance(config, list):
+            return [strip(one) for one in config]
+        if not isinstance(config, dict):
+            return config
+        lost = ("module", "registered_name", "build_config") if "class_name" in config else ()
+        return {name: strip(value) for name, value in config.items() if name not in lost}
+
+    for name in ("nested", "layers", "transfer"):
+        path = Path(shutil.copy(KERAS2 / f"{name}.h5", tmp_path))
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = json.dumps(strip(json.loads(file.attrs["model_config"])))
+            file.attrs["keras_version"] = "2.3.0-tf"
+        model = load_path(path)
+        found = tf.nest.flatten(model(image(1, *model.input_shape[1:])))
+        assert all(close(one, other) for one, other in zip(found, EXPECTED[name], strict=True)), name
+
+
+def test_operation_that_keras_3_does_not_have_is_named(tmp_path: Path) -> None:
+    shutil.copy(KERAS2 / "nested.keras", tmp_path / "model.keras")
+
+    def change(config: dict[str, Any]) -> None:
+        (layer,) = [one for one in config["config"]["layers"] if one["name"] == "tf.math.multiply"]
+        layer["config"]["function"] = "image.flip_up_down"
+
+    rewrite(tmp_path / "model.keras", change)
+    with pytest.raises(ContentError, match=r"it calls tf\.image\.flip_up_down between its layers.* Keras 2") as caught:
+        load_path(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_depthwise_layers_in_tensorflows_format_fill_a_model(tf: Any) -> None:
+    layers = tf.keras.layers
+    stack = [layers.DepthwiseConv2D(2), layers.SeparableConv2D(3, 2), layers.Flatten(), layers.Dense(2)]
+    model = tf.keras.Sequential([layers.Input((4, 4, 2)), *stack])
+    assert close(load_path(KERAS2 / "mobile", model=model)(image(1, 4, 4, 2)), EXPECTED["mobile"][0])
+
+
 # --- files of today ----------------------------------------------------------------------------------------------
 
 
@@ -238,6 +298,51 @@ def test_no_trial_is_said_where_there_is_none(tf: Any, tmp_path: Path) -> None:
         load_path(tmp_path, model=small(seed=7))
     with pytest.raises(UsageError, match="takes no argument 'map_location'"):
         load_path(tmp_path, map_location="cpu")
+
+
+def test_file_of_todays_keras_is_taken_as_it_is(tf: Any, tmp_path: Path) -> None:
+    layers = tf.keras.layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        norm = layers.BatchNormalization(renorm=True, renorm_momentum=0.5)
+    model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(2, activation="hard_sigmoid"), norm])
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.keras")
+    assert load_path(tmp_path, compile=True).compiled
+    assert load_path(tmp_path).compiled
+    loaded = load_path(tmp_path, compile=False)
+    assert not loaded.compiled
+    assert loaded.layers[-1].renorm_momentum == 0.5
+    assert loaded.layers[0].get_config()["activation"] == "hard_sigmoid"
+    assert close(small_output(loaded), small_output(model))
+
+
+def test_argument_that_another_keras_3_had_is_left_out_where_it_says_nothing(tf: Any, tmp_path: Path) -> None:
+    layers = tf.keras.layers
+    model = tf.keras.Sequential([layers.Input((1, 4)), layers.LSTM(2, recurrent_activation="hard_sigmoid")])
+    model.save(tmp_path / "model.keras")
+    rewrite(tmp_path / "model.keras", lambda config: config["config"]["layers"][-1]["config"].update(time_major=False))
+    assert close(load_path(tmp_path)(image(1, 1, 4)), model(image(1, 1, 4)))
+    rewrite(tmp_path / "model.keras", lambda config: config["config"]["layers"][-1]["config"].update(time_major=True))
+    with pytest.raises(ContentError, match="time_major"):
+        load_path(tmp_path)
+
+
+def test_loss_of_the_users_own_needs_no_trust_where_it_is_left_out(tf: Any, tmp_path: Path) -> None:
+    def own_loss(expected: Any, found: Any) -> Any:
+        return tf.reduce_mean((expected - found) ** 2)
+
+    model = small(seed=7)
+    model.compile("adam", own_loss)
+    model.save(tmp_path / "model.keras")
+    loaded = load_path(tmp_path, Trust.NEVER, compile=False)
+    assert not loaded.compiled and close(small_output(loaded), small_output(model))
+    with pytest.raises(UnsafeContentError, match=r"own_loss.* compile=False leaves out what it was trained with"):
+        load_path(tmp_path)
+    assert load_path(tmp_path, custom_objects={"own_loss": own_loss}).compiled
+    rewrite(tmp_path / "model.keras", ATTACKS["deep inside"])
+    with pytest.raises(UnsafeContentError, match=r"shutil\.rmtree"):
+        load_path(tmp_path, compile=False)
 
 
 # --- where people load -------------------------------------------------------------------------------------------
@@ -427,6 +532,10 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
     ),
     "a file of this machine": replaced(
         module="keras.layers", class_name="StringLookup", config={"vocabulary": "/etc/passwd"}, registered_name=None
+    ),
+    "a file of this machine for a layer below": replaced(
+        module="keras.src.layers.preprocessing.index_lookup", class_name="IndexLookup",
+        config={"vocabulary": "/etc/passwd"}, registered_name=None,
     ),
     "a class of this package": replaced(
         module="cas.index.store", class_name="Store", config={"home": "/tmp/x"}, registered_name=None
