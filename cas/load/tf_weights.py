@@ -119,7 +119,7 @@ class _Walk:
         Raises:
             ContentError: some have no value in the checkpoint, or one of another shape.
         """
-        if not model.weights:
+        if not model.weights and self._leaves(self._root(model)):
             raise _misfit(self._start, self._builder, "it has no weights yet; build it, or call it once, before")
         self._visit(self._root(model), model)
         absent = [weight.path for weight in model.weights if id(weight) not in self._done]
@@ -242,6 +242,8 @@ def _candidates(name: str) -> Iterator[str]:
     yield name
     yield f"_{name}"
     yield name.lstrip("_")
+    if name == "depthwise_kernel":  # of a layer that has no other kernel
+        yield "kernel"
 
 
 __all__ = ["fill_from_tensorflow", "read_tensorflow"]
