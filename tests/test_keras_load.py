@@ -71,6 +71,27 @@ def test_weights_in_tensorflows_format_fill_the_model_of_the_trial(tmp_path: Pat
     assert close(functional_output(trial.build_model()), EXPECTED["functional"])
 
 
+@pytest.mark.parametrize("way", ["lr", "legacy", "legacy by name"])
+def test_trial_may_make_its_optimizer_as_keras_2_let_it(tf: Any, tmp_path: Path, way: str) -> None:
+    folder = weights_trial(tmp_path / "c")
+    code = folder / "code" / "model_def.py"
+    made = {
+        "lr": "tf.keras.optimizers.SGD(lr=0.25, momentum=0.5)",
+        "legacy": "tf.keras.optimizers.legacy.SGD(0.25, momentum=0.5)",
+        "legacy by name": "SGD(lr=0.25, momentum=0.5)",
+    }[way]
+    first = "from tensorflow.keras.optimizers.legacy import SGD\n" if way == "legacy by name" else ""
+    code.write_text(first + code.read_text().replace("tf.keras.optimizers.Adam()", made))
+    model = load_path(folder)
+    assert close(functional_output(model), EXPECTED["functional"])
+    assert type(model.optimizer) is tf.keras.optimizers.SGD
+    assert float(model.optimizer.learning_rate) == 0.25 and model.optimizer.momentum == 0.5
+    with pytest.raises(ValueError, match="lr"):  # what the user's own code meets stays as it is
+        tf.keras.optimizers.SGD(lr=0.25)
+    with pytest.raises(ImportError):
+        tf.keras.optimizers.legacy.SGD()
+
+
 def test_weights_that_do_not_fit_the_trial_are_an_error(tmp_path: Path) -> None:
     folder = weights_trial(tmp_path / "c")
     load_data = folder / "load_data.json"

@@ -12,6 +12,7 @@ from typing import Any
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
 from cas.load.keras_config import Judge, config_of_archive, configs_of_h5, require_h5py, version_of
 from cas.load.keras_old import OLD_OBJECTS, in_old_sense, in_todays_words, with_homes
+from cas.load.keras_optimizers import old_optimizers
 from cas.load.layouts import Kind, Layout
 from cas.load.options import Options
 from cas.load.permit import Permit
@@ -187,8 +188,10 @@ def _load_trial(layout: Layout, sources: Sources | None, options: Options, permi
     if permit.safe_only:
         raise permit.refusal(f"{layout.folder}: its model is built by code/ ({layout.entrypoint})")
     require_tensorflow()
-    trial = build_trial(layout, sources, keras_context(layout), options)
-    model = _fill(trial.build_model(), layout, options, layout.entrypoint or "trial_class=")
+    with old_optimizers():
+        trial = build_trial(layout, sources, keras_context(layout), options)
+        model = trial.build_model()
+    model = _fill(model, layout, options, layout.entrypoint or "trial_class=")
     if not whole:
         return model
     trial.build_model = lambda: model
