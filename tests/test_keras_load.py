@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from tensorflow_layouts import (
+    DATA,
     EXPECTED,
     H5_OUTPUT,
     H5_TRIAL,
@@ -44,6 +45,8 @@ from cas.config import Settings, Trust
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
 from cas.load.loading import load_folder, user_folder
 from cas.load.permit import Permit
+
+CALLBACK = DATA / "checkpoints" / "d_keras_callback"
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -138,6 +141,123 @@ def test_weights_of_a_subclassed_model_fill_it_by_its_attributes(tf: Any) -> Non
     model(x)
     load_path(KERAS2 / "subclassed" / "ckpt", model=model)  # as TensorFlow names it
     assert close(model(x).numpy(), EXPECTED["subclassed"])
+
+
+SUBCLASSED = """
+import tensorflow as tf
+from determined.keras import TFKerasTrial
+
+layers = tf.keras.layers
+
+
+class Block(layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.dense, self.norm = layers.Dense(units), layers.BatchNormalization()
+
+    def call(self, x, training=False):
+        return tf.nn.relu(self.norm(self.dense(x), training=training))
+
+
+class Net(tf.keras.Model):
+    def __init__(self, first):
+        super().__init__()
+        self.blocks = [Block(first), Block(3)]
+        self.heads = {"a": layers.Dense(2), "b": layers.Dense(1)}
+
+    def call(self, x, training=False):
+        BEFORE
+        for block in self.blocks:
+            x = block(x, training=training)
+        return tf.concat([self.heads["a"](x), self.heads["b"](x)], -1)
+
+
+class T(TFKerasTrial):
+    def __init__(self, context):
+        self.context = context
+
+    def build_model(self):
+        model = self.context.wrap_model(Net(self.context.get_hparam("first")))
+        AFTER
+        model.compile(tf.keras.optimizers.SGD(0.0), "mse")
+        return model
+"""
+
+
+def subclassed_trial(folder: Path, first: int = 4, before: str = "pass", after: str = "pass") -> Path:
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(SUBCLASSED.replace("BEFORE", before).replace("AFTER", after))
+    for path in (KERAS2 / "subclassed").iterdir():
+        shutil.copy(path, folder / path.name.replace("ckpt", "determined-keras-model-weights"))
+    load_data = {"trial_type": "TFKerasTrial", "trial_cls_spec": "model_def:T", "hparams": {"first": first}}
+    (folder / "load_data.json").write_text(json.dumps({**load_data, "experiment_config": {}}))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["call", "predict", "fit", "function", "part of a model", "trial", "built by hand"])
+def test_model_of_a_trial_that_its_first_call_builds_is_filled_then(tf: Any, tmp_path: Path, way: str) -> None:
+    folder = subclassed_trial(tmp_path / "c")
+    model = load_path(folder, whole=True).build_model() if way == "trial" else load_path(folder)
+    shutil.rmtree(folder)
+    x = image(3, 4)[:1]
+    if way == "predict":
+        found = model.predict(x, verbose=0)
+    elif way == "fit":
+        model.fit(x, x[:, :3], verbose=0)  # which moves no weight, and statistics of the first batch only
+        assert close(model.blocks[0].dense.kernel, load_path(KERAS2 / "subclassed")["blocks/0/dense/kernel"])
+        return
+    elif way == "function":
+        found = tf.function(model)(x)
+    elif way == "part of a model":
+        start = tf.keras.Input((4,))
+        found = tf.keras.Model(start, model(start))(x)
+    else:
+        if way == "built by hand":
+            model.build((None, 4))
+        found = model(x)
+    assert close(found, EXPECTED["subclassed"])
+    assert close(model(x), EXPECTED["subclassed"])
+    assert "call" not in vars(model)  # nothing of ours stays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"before": "if not tf.executing_eagerly(): raise TypeError('no symbols')"},
+        {"after": "model.blocks[0](tf.ones((1, 4)))"},
+    ],
+    ids=["Keras cannot trace it", "a part is built before"],
+)
+def test_model_that_is_built_in_part_or_cannot_be_traced_is_filled_by_its_first_call(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    model = load_path(subclassed_trial(tmp_path / "c", **change))
+    x = image(3, 4)[:1]
+    assert close(model(x), EXPECTED["subclassed"])
+
+
+def test_what_does_not_fit_is_an_error_of_every_call(tmp_path: Path) -> None:
+    model = load_path(subclassed_trial(tmp_path / "c", first=5))
+    for _ in range(2):
+        with pytest.raises(
+            ContentError, match=r"determined-keras-model-weights does not fit .*has the shape"
+        ) as caught:
+            model(image(3, 4)[:1])
+        assert "view" not in str(caught.value)
+
+
+def test_weights_do_not_fill_a_part_of_the_callers_model(tf: Any) -> None:
+    layers = tf.keras.layers
+
+    class Net(tf.keras.Model):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.d1, self.d2 = layers.Dense(5), layers.Dense(2)
+
+    model = Net()
+    model.d1(tf.ones((1, 4)))
+    with pytest.raises(ContentError, match="no weights yet; build it, or call it once"):
+        load_path(CALLBACK, model=model)
 
 
 def test_whole_model_that_keras_2_wrote_as_h5_loads() -> None:

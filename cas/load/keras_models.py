@@ -191,17 +191,17 @@ def _load_trial(layout: Layout, sources: Sources | None, options: Options, permi
     with old_optimizers():
         trial = build_trial(layout, sources, keras_context(layout), options)
         model = trial.build_model()
-    model = _fill(model, layout, options, layout.entrypoint or "trial_class=")
+    model = _fill(model, layout, options, layout.entrypoint or "trial_class=", may_wait=True)
     if not whole:
         return model
     trial.build_model = lambda: model
     return trial
 
 
-def _fill(model: Any, layout: Layout, options: Options, builder: str) -> Any:
+def _fill(model: Any, layout: Layout, options: Options, builder: str, *, may_wait: bool = False) -> Any:
     said = {name: options.loader[name] for name in _FILLING if name in options.loader}
     if layout.file.suffix not in (".h5", ".hdf5", ".keras"):
-        return fill_from_tensorflow(model, layout.file, builder, said)
+        return fill_from_tensorflow(model, layout.file, builder, said, may_wait=may_wait)
     _ = configs_of_h5(layout.file)  # that its data lie in itself
     try:
         model.load_weights(str(layout.file), **said)
