@@ -644,6 +644,12 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a function of the standard library": replaced(
         module="os", class_name="function", config="system", registered_name="system"
     ),
+    "a function under the name of one that is known": replaced(
+        module="os", class_name="function", config="system", registered_name="hard_sigmoid_of_keras_2"
+    ),
+    "a function under the name of the caller's": replaced(
+        module="os", class_name="function", config="system", registered_name="own"
+    ),
     "a class of the standard library": replaced(
         module="subprocess", class_name="Popen", config={"args": ["id"]}, registered_name=None
     ),
@@ -697,7 +703,7 @@ def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: P
     small(seed=7).save(tmp_path / "model.keras")
     rewrite(tmp_path / "model.keras", ATTACKS[attack])
     with pytest.raises(UnsafeContentError) as caught:
-        load_path(tmp_path, trust)
+        load_path(tmp_path, trust, custom_objects={"own": len})
     assert "\n" not in str(caught.value)
 
 

@@ -275,6 +275,8 @@ def test_weights_of_the_keras_callback_without_a_model_are_arrays_and_say_what_t
     found = load_path(CALLBACK, trust=Trust.NEVER)
     assert found["layer_with_weights-0/kernel"].shape == (4, 5)
     assert "give it as model=" in caplog.text
+    assert "model_checkpoint holds Keras weights" in caplog.text  # and no folder of ours
+    assert "view" not in caplog.text
 
 
 def test_missing_tensorflow_is_said_with_the_extra_to_install() -> None:

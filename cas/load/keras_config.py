@@ -41,6 +41,7 @@ class Judge:
     permit: Permit
     sources: Sources | None = None
     custom: Mapping[str, Any] = field(default_factory=dict)  # the caller's own
+    known: Mapping[str, Any] = field(default_factory=dict)  # functions of ours, which Keras is given as well
     objects: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, config: object) -> None:
@@ -57,7 +58,7 @@ class Judge:
         if not isinstance(name, str) or not isinstance(module, str | None):
             raise ContentError(f"{self.subject}: names a class by {name!r:.60}")
         registered = one.get("registered_name")
-        if self._is_callers(name, registered):
+        if name != "function" and self._is_callers(name, registered):
             return
         if name in _HOLDING_CODE or name.rpartition(">")[2] in _HOLDING_CODE:
             if self.permit.scans:
@@ -85,7 +86,10 @@ class Judge:
         if one.get("class_name") != "function":
             self._refuse(f"{module}.{one.get('class_name')}", "it is no part of a model")
             return
-        if not isinstance(name, str) or self._is_callers(name, one.get("registered_name")):
+        if not isinstance(name, str) or name in self.known or self._is_callers(name):
+            return
+        registered = one.get("registered_name")  # Keras asks for it by its name alone, or by the end of this
+        if self._is_callers(registered) and str(registered).rpartition(">")[2] == name:
             return
         if isinstance(module, str) and module != "builtins" and not _is_of_keras(module):
             self._check_foreign(module, name, name)

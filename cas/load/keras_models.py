@@ -25,7 +25,15 @@ log = logging.getLogger("cas.load")
 
 _LOADING = ("custom_objects", "compile", "safe_mode")  # arguments of keras.models.load_model
 _FILLING = ("skip_mismatch", "by_name")  # of model.load_weights
-_OF_KERAS = (ValueError, TypeError, OSError, KeyError, AttributeError, IndexError)  # what its loaders raise
+_OF_KERAS = (
+    ValueError,
+    TypeError,
+    OSError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)  # what its loaders raise
 
 
 def load_keras(
@@ -49,14 +57,14 @@ def load_keras(
     if layout.kind is Kind.KERAS_FILE and (configs := _configs(layout.file)):
         if options.model is not None and layout.file.suffix != ".keras":
             return _fill(options.model, layout, options, "model=")
-        judge = Judge(str(layout.file), permit, sources, {**OLD_OBJECTS, **_custom(options)})
+        judge = Judge(str(layout.file), permit, sources, _custom(options), OLD_OBJECTS)
         return _load_model(layout.file, configs, judge, options)
     if options.model is not None:
         return _fill(options.model, layout, options, "model=")
     log.warning(
         "%s holds Keras weights of a model that only its own code builds: this returns them as arrays by name;"
         " to fill your model, build it and give it as model=",
-        layout.folder,
+        layout.file.name,  # its folder is a view
     )
     return _arrays(layout.file)
 
@@ -100,7 +108,7 @@ def _load_model(path: Path, configs: list[Any], judge: Judge, options: Options) 
     is_old = said_old and todays != configs
     for described in [todays] if is_old or todays == configs else [configs, todays]:
         _judge(judge, described, with_training=bool(said.get("compile", True)))
-    said["custom_objects"] = {**judge.objects, **judge.custom}
+    said["custom_objects"] = {**judge.known, **judge.objects, **judge.custom}
     try:
         if is_old:
             return _build(path, todays, said)
