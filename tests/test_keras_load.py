@@ -707,6 +707,20 @@ def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("config", ['{"class_name": ["x"], "config": {}}', "1", '{"a": ' * 900 + "1" + "}" * 900])
+def test_description_that_is_none_is_an_error_of_one_line(tf: Any, tmp_path: Path, config: str) -> None:
+    path = tmp_path / "model.keras"
+    small(seed=7).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**members, "config.json": config.encode()}.items():
+            archive.writestr(name, data)
+    with pytest.raises(ContentError) as caught:
+        load_path(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_archive_with_two_descriptions_is_refused(tf: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
     small(seed=7).save(path)

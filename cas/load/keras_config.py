@@ -30,7 +30,7 @@ _ROOMS = frozenset(
     {"activations", "backend", "constraints", "dtype_policies", "initializers", "layers", "losses", "metrics", "models"}
     | {"ops", "optimizers", "quantizers", "random", "regularizers"}
 )
-_SPECIAL = frozenset({"__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__tuple__", "__keras_tensor__"})
+_SPECIAL = ("__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__tuple__", "__slice__", "__keras_tensor__")
 
 
 @dataclass(frozen=True, slots=True)
