@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from tensorflow_layouts import (
+    DATA,
     EXPECTED,
     H5_OUTPUT,
     H5_TRIAL,
@@ -44,6 +45,8 @@ from cas.config import Settings, Trust
 from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
 from cas.load.loading import load_folder, user_folder
 from cas.load.permit import Permit
+
+CALLBACK = DATA / "checkpoints" / "d_keras_callback"
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -69,6 +72,27 @@ def test_weights_in_tensorflows_format_fill_the_model_of_the_trial(tmp_path: Pat
     trial = load_path(folder, whole=True)
     assert type(trial).__name__ == "T"
     assert close(functional_output(trial.build_model()), EXPECTED["functional"])
+
+
+@pytest.mark.parametrize("way", ["lr", "legacy", "legacy by name"])
+def test_trial_may_make_its_optimizer_as_keras_2_let_it(tf: Any, tmp_path: Path, way: str) -> None:
+    folder = weights_trial(tmp_path / "c")
+    code = folder / "code" / "model_def.py"
+    made = {
+        "lr": "tf.keras.optimizers.SGD(lr=0.25, momentum=0.5)",
+        "legacy": "tf.keras.optimizers.legacy.SGD(0.25, momentum=0.5)",
+        "legacy by name": "SGD(lr=0.25, momentum=0.5)",
+    }[way]
+    first = "from tensorflow.keras.optimizers.legacy import SGD\n" if way == "legacy by name" else ""
+    code.write_text(first + code.read_text().replace("tf.keras.optimizers.Adam()", made))
+    model = load_path(folder)
+    assert close(functional_output(model), EXPECTED["functional"])
+    assert type(model.optimizer) is tf.keras.optimizers.SGD
+    assert float(model.optimizer.learning_rate) == 0.25 and model.optimizer.momentum == 0.5
+    with pytest.raises(ValueError, match="lr"):  # what the user's own code meets stays as it is
+        tf.keras.optimizers.SGD(lr=0.25)
+    with pytest.raises(ImportError):
+        tf.keras.optimizers.legacy.SGD()
 
 
 def test_weights_that_do_not_fit_the_trial_are_an_error(tmp_path: Path) -> None:
@@ -119,6 +143,123 @@ def test_weights_of_a_subclassed_model_fill_it_by_its_attributes(tf: Any) -> Non
     assert close(model(x).numpy(), EXPECTED["subclassed"])
 
 
+SUBCLASSED = """
+import tensorflow as tf
+from determined.keras import TFKerasTrial
+
+layers = tf.keras.layers
+
+
+class Block(layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.dense, self.norm = layers.Dense(units), layers.BatchNormalization()
+
+    def call(self, x, training=False):
+        return tf.nn.relu(self.norm(self.dense(x), training=training))
+
+
+class Net(tf.keras.Model):
+    def __init__(self, first):
+        super().__init__()
+        self.blocks = [Block(first), Block(3)]
+        self.heads = {"a": layers.Dense(2), "b": layers.Dense(1)}
+
+    def call(self, x, training=False):
+        BEFORE
+        for block in self.blocks:
+            x = block(x, training=training)
+        return tf.concat([self.heads["a"](x), self.heads["b"](x)], -1)
+
+
+class T(TFKerasTrial):
+    def __init__(self, context):
+        self.context = context
+
+    def build_model(self):
+        model = self.context.wrap_model(Net(self.context.get_hparam("first")))
+        AFTER
+        model.compile(tf.keras.optimizers.SGD(0.0), "mse")
+        return model
+"""
+
+
+def subclassed_trial(folder: Path, first: int = 4, before: str = "pass", after: str = "pass") -> Path:
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "model_def.py").write_text(SUBCLASSED.replace("BEFORE", before).replace("AFTER", after))
+    for path in (KERAS2 / "subclassed").iterdir():
+        shutil.copy(path, folder / path.name.replace("ckpt", "determined-keras-model-weights"))
+    load_data = {"trial_type": "TFKerasTrial", "trial_cls_spec": "model_def:T", "hparams": {"first": first}}
+    (folder / "load_data.json").write_text(json.dumps({**load_data, "experiment_config": {}}))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["call", "predict", "fit", "function", "part of a model", "trial", "built by hand"])
+def test_model_of_a_trial_that_its_first_call_builds_is_filled_then(tf: Any, tmp_path: Path, way: str) -> None:
+    folder = subclassed_trial(tmp_path / "c")
+    model = load_path(folder, whole=True).build_model() if way == "trial" else load_path(folder)
+    shutil.rmtree(folder)
+    x = image(3, 4)[:1]
+    if way == "predict":
+        found = model.predict(x, verbose=0)
+    elif way == "fit":
+        model.fit(x, x[:, :3], verbose=0)  # which moves no weight, and statistics of the first batch only
+        assert close(model.blocks[0].dense.kernel, load_path(KERAS2 / "subclassed")["blocks/0/dense/kernel"])
+        return
+    elif way == "function":
+        found = tf.function(model)(x)
+    elif way == "part of a model":
+        start = tf.keras.Input((4,))
+        found = tf.keras.Model(start, model(start))(x)
+    else:
+        if way == "built by hand":
+            model.build((None, 4))
+        found = model(x)
+    assert close(found, EXPECTED["subclassed"])
+    assert close(model(x), EXPECTED["subclassed"])
+    assert "call" not in vars(model)  # nothing of ours stays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"before": "if not tf.executing_eagerly(): raise TypeError('no symbols')"},
+        {"after": "model.blocks[0](tf.ones((1, 4)))"},
+    ],
+    ids=["Keras cannot trace it", "a part is built before"],
+)
+def test_model_that_is_built_in_part_or_cannot_be_traced_is_filled_by_its_first_call(
+    tmp_path: Path, change: dict[str, str]
+) -> None:
+    model = load_path(subclassed_trial(tmp_path / "c", **change))
+    x = image(3, 4)[:1]
+    assert close(model(x), EXPECTED["subclassed"])
+
+
+def test_what_does_not_fit_is_an_error_of_every_call(tmp_path: Path) -> None:
+    model = load_path(subclassed_trial(tmp_path / "c", first=5))
+    for _ in range(2):
+        with pytest.raises(
+            ContentError, match=r"determined-keras-model-weights does not fit .*has the shape"
+        ) as caught:
+            model(image(3, 4)[:1])
+        assert "view" not in str(caught.value)
+
+
+def test_weights_do_not_fill_a_part_of_the_callers_model(tf: Any) -> None:
+    layers = tf.keras.layers
+
+    class Net(tf.keras.Model):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.d1, self.d2 = layers.Dense(5), layers.Dense(2)
+
+    model = Net()
+    model.d1(tf.ones((1, 4)))
+    with pytest.raises(ContentError, match="no weights yet; build it, or call it once"):
+        load_path(CALLBACK, model=model)
+
+
 def test_whole_model_that_keras_2_wrote_as_h5_loads() -> None:
     assert close(functional_output(load_path(KERAS2 / "functional.h5")), EXPECTED["functional"])
 
@@ -130,6 +271,66 @@ def test_whole_model_that_keras_2_wrote_as_keras_loads() -> None:
 def test_model_of_a_trial_without_its_code_is_made_from_its_description(tmp_path: Path) -> None:
     shutil.copy(H5_TRIAL / "determined-keras-model.h5", tmp_path)
     assert close(small_output(load_path(tmp_path, Trust.NEVER)), H5_OUTPUT)
+
+
+def image(*shape: int) -> Any:
+    """The input whose output is recorded for the models of tests/data/keras2/README.md."""
+    import numpy
+
+    return numpy.linspace(-1, 1, int(numpy.prod(shape))).reshape(shape).astype("float32")
+
+
+@pytest.mark.parametrize("name", ["nested.h5", "nested.keras", "layers.h5", "layers.keras", "transfer.h5"])
+def test_models_in_models_and_operations_between_layers_of_keras_2_load(tf: Any, tmp_path: Path, name: str) -> None:
+    expected = EXPECTED[name.partition(".")[0]]
+    model = load_path(KERAS2 / name)
+    found = model(image(1, *model.input_shape[1:]))
+    assert isinstance(found, list) is (len(expected) > 1)  # a single output is a tensor, as it was
+    assert all(close(one, other) for one, other in zip(tf.nest.flatten(found), expected, strict=True))
+    model.save(tmp_path / "again.keras")
+    found = load_path(tmp_path)(image(1, *model.input_shape[1:]))
+    assert all(close(one, other) for one, other in zip(tf.nest.flatten(found), expected, strict=True))
+
+
+def test_description_of_2020_which_names_no_modules_is_read(tf: Any, tmp_path: Path) -> None:
+    import h5py
+
+    def strip(config: Any) -> Any:
+        if isinstance(config, list):
+            return [strip(one) for one in config]
+        if not isinstance(config, dict):
+            return config
+        lost = ("module", "registered_name", "build_config") if "class_name" in config else ()
+        return {name: strip(value) for name, value in config.items() if name not in lost}
+
+    for name in ("nested", "layers", "transfer"):
+        path = Path(shutil.copy(KERAS2 / f"{name}.h5", tmp_path))
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = json.dumps(strip(json.loads(file.attrs["model_config"])))
+            file.attrs["keras_version"] = "2.3.0-tf"
+        model = load_path(path)
+        found = tf.nest.flatten(model(image(1, *model.input_shape[1:])))
+        assert all(close(one, other) for one, other in zip(found, EXPECTED[name], strict=True)), name
+
+
+def test_operation_that_keras_3_does_not_have_is_named(tmp_path: Path) -> None:
+    shutil.copy(KERAS2 / "nested.keras", tmp_path / "model.keras")
+
+    def change(config: dict[str, Any]) -> None:
+        (layer,) = [one for one in config["config"]["layers"] if one["name"] == "tf.math.multiply"]
+        layer["config"]["function"] = "image.flip_up_down"
+
+    rewrite(tmp_path / "model.keras", change)
+    with pytest.raises(ContentError, match=r"it calls tf\.image\.flip_up_down between its layers.* Keras 2") as caught:
+        load_path(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_depthwise_layers_in_tensorflows_format_fill_a_model(tf: Any) -> None:
+    layers = tf.keras.layers
+    stack = [layers.DepthwiseConv2D(2), layers.SeparableConv2D(3, 2), layers.Flatten(), layers.Dense(2)]
+    model = tf.keras.Sequential([layers.Input((4, 4, 2)), *stack])
+    assert close(load_path(KERAS2 / "mobile", model=model)(image(1, 4, 4, 2)), EXPECTED["mobile"][0])
 
 
 # --- files of today ----------------------------------------------------------------------------------------------
@@ -238,6 +439,51 @@ def test_no_trial_is_said_where_there_is_none(tf: Any, tmp_path: Path) -> None:
         load_path(tmp_path, model=small(seed=7))
     with pytest.raises(UsageError, match="takes no argument 'map_location'"):
         load_path(tmp_path, map_location="cpu")
+
+
+def test_file_of_todays_keras_is_taken_as_it_is(tf: Any, tmp_path: Path) -> None:
+    layers = tf.keras.layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        norm = layers.BatchNormalization(renorm=True, renorm_momentum=0.5)
+    model = tf.keras.Sequential([layers.Input((4,)), layers.Dense(2, activation="hard_sigmoid"), norm])
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.keras")
+    assert load_path(tmp_path, compile=True).compiled
+    assert load_path(tmp_path).compiled
+    loaded = load_path(tmp_path, compile=False)
+    assert not loaded.compiled
+    assert loaded.layers[-1].renorm_momentum == 0.5
+    assert loaded.layers[0].get_config()["activation"] == "hard_sigmoid"
+    assert close(small_output(loaded), small_output(model))
+
+
+def test_argument_that_another_keras_3_had_is_left_out_where_it_says_nothing(tf: Any, tmp_path: Path) -> None:
+    layers = tf.keras.layers
+    model = tf.keras.Sequential([layers.Input((1, 4)), layers.LSTM(2, recurrent_activation="hard_sigmoid")])
+    model.save(tmp_path / "model.keras")
+    rewrite(tmp_path / "model.keras", lambda config: config["config"]["layers"][-1]["config"].update(time_major=False))
+    assert close(load_path(tmp_path)(image(1, 1, 4)), model(image(1, 1, 4)))
+    rewrite(tmp_path / "model.keras", lambda config: config["config"]["layers"][-1]["config"].update(time_major=True))
+    with pytest.raises(ContentError, match="time_major"):
+        load_path(tmp_path)
+
+
+def test_loss_of_the_users_own_needs_no_trust_where_it_is_left_out(tf: Any, tmp_path: Path) -> None:
+    def own_loss(expected: Any, found: Any) -> Any:
+        return tf.reduce_mean((expected - found) ** 2)
+
+    model = small(seed=7)
+    model.compile("adam", own_loss)
+    model.save(tmp_path / "model.keras")
+    loaded = load_path(tmp_path, Trust.NEVER, compile=False)
+    assert not loaded.compiled and close(small_output(loaded), small_output(model))
+    with pytest.raises(UnsafeContentError, match=r"own_loss.* compile=False leaves out what it was trained with"):
+        load_path(tmp_path)
+    assert load_path(tmp_path, custom_objects={"own_loss": own_loss}).compiled
+    rewrite(tmp_path / "model.keras", ATTACKS["deep inside"])
+    with pytest.raises(UnsafeContentError, match=r"shutil\.rmtree"):
+        load_path(tmp_path, compile=False)
 
 
 # --- where people load -------------------------------------------------------------------------------------------
@@ -398,6 +644,12 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a function of the standard library": replaced(
         module="os", class_name="function", config="system", registered_name="system"
     ),
+    "a function under the name of one that is known": replaced(
+        module="os", class_name="function", config="system", registered_name="hard_sigmoid_of_keras_2"
+    ),
+    "a function under the name of the caller's": replaced(
+        module="os", class_name="function", config="system", registered_name="own"
+    ),
     "a class of the standard library": replaced(
         module="subprocess", class_name="Popen", config={"args": ["id"]}, registered_name=None
     ),
@@ -428,6 +680,10 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a file of this machine": replaced(
         module="keras.layers", class_name="StringLookup", config={"vocabulary": "/etc/passwd"}, registered_name=None
     ),
+    "a file of this machine for a layer below": replaced(
+        module="keras.src.layers.preprocessing.index_lookup", class_name="IndexLookup",
+        config={"vocabulary": "/etc/passwd"}, registered_name=None,
+    ),
     "a class of this package": replaced(
         module="cas.index.store", class_name="Store", config={"home": "/tmp/x"}, registered_name=None
     ),
@@ -447,7 +703,21 @@ def test_description_that_names_more_than_layers_is_refused(tf: Any, tmp_path: P
     small(seed=7).save(tmp_path / "model.keras")
     rewrite(tmp_path / "model.keras", ATTACKS[attack])
     with pytest.raises(UnsafeContentError) as caught:
-        load_path(tmp_path, trust)
+        load_path(tmp_path, trust, custom_objects={"own": len})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ['{"class_name": ["x"], "config": {}}', "1", '{"a": ' * 900 + "1" + "}" * 900])
+def test_description_that_is_none_is_an_error_of_one_line(tf: Any, tmp_path: Path, config: str) -> None:
+    path = tmp_path / "model.keras"
+    small(seed=7).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**members, "config.json": config.encode()}.items():
+            archive.writestr(name, data)
+    with pytest.raises(ContentError) as caught:
+        load_path(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -124,6 +124,65 @@ def test_graph_that_writes_or_calls_python_when_it_is_run_is_refused(tmp_path: P
     assert caught.value.exit_code == 9 and "\n" not in str(caught.value)
 
 
+def test_names_of_a_graph_written_as_text_are_read_as_tensorflow_reads_them(tmp_path: Path) -> None:
+    import tensorflow as tf
+    from google.protobuf import text_format
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+    from tensorflow.python.trackable.resource import TrackableResource
+
+    class Writer(TrackableResource):  # type: ignore[misc]
+        def _create_resource(self) -> object:
+            return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+        def _initialize(self) -> None:
+            tf.io.write_file(str(tmp_path / "written"), "it ran")
+
+    module = tf.Module()
+    tf.saved_model.save(module, str(tmp_path / "harmless"))
+    module.writer = Writer()
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    (tmp_path / "written").unlink(missing_ok=True)
+    for name in ("harmless", "model"):
+        graph = tmp_path / name / "saved_model.pb"
+        text = text_format.MessageToString(SavedModel.FromString(graph.read_bytes()))
+        graph.with_suffix(".pbtxt").write_text(text.replace('"WriteFile"', r'"Write\106ile"'))
+        graph.unlink()
+    assert r"Write\106ile" in (tmp_path / "model" / "saved_model.pbtxt").read_text()
+    with pytest.raises(UnsafeContentError, match="its graph would call WriteFile"):
+        load_path(tmp_path / "model")
+    assert not (tmp_path / "written").exists()
+    load_path(tmp_path / "harmless")
+    (tmp_path / "harmless" / "saved_model.pbtxt").write_text("meta_graphs { no such field }")
+    with pytest.raises(ContentError, match="not a whole SavedModel") as caught:
+        load_path(tmp_path / "harmless")
+    assert "\n" not in str(caught.value)
+
+
+def test_words_of_a_graphs_data_are_no_calls(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Model(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
+        def __call__(self) -> object:
+            return tf.constant(["PyFunc", "WriteFile", "file://x"])
+
+    tf.saved_model.save(Model(), str(tmp_path / "model"))
+    assert load_path(tmp_path / "model")().numpy().tolist() == [b"PyFunc", b"WriteFile", b"file://x"]
+
+
+def test_graph_that_runs_a_graph_out_of_a_string_is_refused(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Model(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec([], tf.string)])  # type: ignore[untyped-decorator]
+        def __call__(self, graph: object) -> object:
+            return tf.raw_ops.DatasetCardinality(input_dataset=tf.raw_ops.DatasetFromGraph(graph_def=graph))
+
+    tf.saved_model.save(Model(), str(tmp_path / "model"))
+    with pytest.raises(UnsafeContentError, match="its graph would call DatasetFromGraph"):
+        load_path(tmp_path / "model")
+
+
 def test_tags_choose_the_graph() -> None:
     assert close(serve(load_path(SAVED_MODEL, tags=["serve"])), OUTPUT)
     assert close(serve(load_path(SAVED_MODEL, tags="serve")), OUTPUT)
@@ -217,6 +276,8 @@ def test_weights_of_the_keras_callback_without_a_model_are_arrays_and_say_what_t
     found = load_path(CALLBACK, trust=Trust.NEVER)
     assert found["layer_with_weights-0/kernel"].shape == (4, 5)
     assert "give it as model=" in caplog.text
+    assert "model_checkpoint holds Keras weights" in caplog.text  # and no folder of ours
+    assert "view" not in caplog.text
 
 
 def test_missing_tensorflow_is_said_with_the_extra_to_install() -> None:

@@ -22,15 +22,15 @@ from cas.load.policy import refusal
 from cas.load.sources import Sources
 
 _MAX_CONFIG = 256 << 20  # bytes
+_MAX_METADATA = 1 << 20
 # Of Keras itself: they hold code, or load it from somewhere else.
 _HOLDING_CODE = frozenset({"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
-_READING_FILES = frozenset({"StringLookup", "IntegerLookup", "TextVectorization"})  # if their vocabulary is a name
 # Rooms of Keras whose classes are parts of models: nothing else of it may be named (`keras.utils` downloads files).
 _ROOMS = frozenset(
     {"activations", "backend", "constraints", "dtype_policies", "initializers", "layers", "losses", "metrics", "models"}
     | {"ops", "optimizers", "quantizers", "random", "regularizers"}
 )
-_SPECIAL = frozenset({"__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__tuple__", "__keras_tensor__"})
+_SPECIAL = ("__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__tuple__", "__slice__", "__keras_tensor__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Judge:
     permit: Permit
     sources: Sources | None = None
     custom: Mapping[str, Any] = field(default_factory=dict)  # the caller's own
+    known: Mapping[str, Any] = field(default_factory=dict)  # functions of ours, which Keras is given as well
     objects: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, config: object) -> None:
@@ -57,15 +58,16 @@ class Judge:
         if not isinstance(name, str) or not isinstance(module, str | None):
             raise ContentError(f"{self.subject}: names a class by {name!r:.60}")
         registered = one.get("registered_name")
-        if self._is_callers(name, registered):
+        if name != "function" and self._is_callers(name, registered):
             return
         if name in _HOLDING_CODE or name.rpartition(">")[2] in _HOLDING_CODE:
             if self.permit.scans:
                 raise UnsafeContentError(refusal(self.subject, name, "it holds code that cannot be judged"))
             return
         config = one.get("config")
-        if name in _READING_FILES and isinstance(config, dict) and isinstance(config.get("vocabulary"), str):
-            self._refuse(f"{name} of {config['vocabulary']!r:.100}", "it reads a file of this machine")
+        words = config.get("vocabulary") if isinstance(config, dict) else None
+        if isinstance(words, str) and not self._is_of_code(module):
+            self._refuse(f"{name} of {words!r:.100}", "it reads a file of this machine")
         if name == "function" or module == "builtins":
             self._check_function(one)
         elif module is not None and not _is_of_keras(module):
@@ -76,12 +78,18 @@ class Judge:
     def _is_callers(self, *names: object) -> bool:
         return any(isinstance(name, str) and name in self.custom for name in names)
 
+    def _is_of_code(self, module: str | None) -> bool:
+        return module is not None and self.sources is not None and self.sources.owns(module)
+
     def _check_function(self, one: Mapping[str, Any]) -> None:
         name, module = one.get("config"), one.get("module")
         if one.get("class_name") != "function":
             self._refuse(f"{module}.{one.get('class_name')}", "it is no part of a model")
             return
-        if not isinstance(name, str) or self._is_callers(name, one.get("registered_name")):
+        if not isinstance(name, str) or name in self.known or self._is_callers(name):
+            return
+        registered = one.get("registered_name")  # Keras asks for it by its name alone, or by the end of this
+        if self._is_callers(registered) and str(registered).rpartition(">")[2] == name:
             return
         if isinstance(module, str) and module != "builtins" and not _is_of_keras(module):
             self._check_foreign(module, name, name)
@@ -205,6 +213,21 @@ def configs_of_h5(path: Path) -> list[object]:
     return found
 
 
+def version_of(path: Path) -> int | None:
+    """Return the first number of the version of the Keras that wrote a file, or None where that is not told."""
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive, archive.open("metadata.json") as file:
+                said = json.loads(file.read(_MAX_METADATA))["keras_version"]
+        else:
+            with require_h5py().File(path, "r") as file:
+                said = file.attrs["keras_version"]
+        text = said.decode("utf-8") if isinstance(said, bytes) else str(said)
+        return int(text.partition(".")[0])
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, EOFError, NotImplementedError):
+        return None
+
+
 def require_own_data(source: Any, subject: str) -> None:
     """Check that an HDF5 file has its data in itself: the format can also name other files of this machine.
 
@@ -232,4 +255,4 @@ def require_own_data(source: Any, subject: str) -> None:
                 raise UnsafeContentError(refusal(subject, str(value.name), "its data lie in another file"))
 
 
-__all__ = ["Judge", "config_of_archive", "configs_of_h5", "require_h5py", "require_own_data"]
+__all__ = ["Judge", "config_of_archive", "configs_of_h5", "require_h5py", "require_own_data", "version_of"]

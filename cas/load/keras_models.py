@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import zipfile
@@ -10,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cas.errors import CasError, ContentError, NotFoundError, UsageError
-from cas.load.keras_config import Judge, config_of_archive, configs_of_h5, require_h5py
-from cas.load.keras_old import in_todays_words, with_home
+from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError, UsageError
+from cas.load.keras_config import Judge, config_of_archive, configs_of_h5, require_h5py, version_of
+from cas.load.keras_old import OLD_OBJECTS, in_old_sense, in_todays_words, with_homes
+from cas.load.keras_optimizers import old_optimizers
 from cas.load.layouts import Kind, Layout
 from cas.load.options import Options
 from cas.load.permit import Permit
@@ -25,6 +25,15 @@ log = logging.getLogger("cas.load")
 
 _LOADING = ("custom_objects", "compile", "safe_mode")  # arguments of keras.models.load_model
 _FILLING = ("skip_mismatch", "by_name")  # of model.load_weights
+_OF_KERAS = (
+    ValueError,
+    TypeError,
+    OSError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)  # what its loaders raise
 
 
 def load_keras(
@@ -48,19 +57,26 @@ def load_keras(
     if layout.kind is Kind.KERAS_FILE and (configs := _configs(layout.file)):
         if options.model is not None and layout.file.suffix != ".keras":
             return _fill(options.model, layout, options, "model=")
-        return _load_model(layout.file, configs, Judge(str(layout.file), permit, sources, _custom(options)), options)
+        judge = Judge(str(layout.file), permit, sources, _custom(options), OLD_OBJECTS)
+        return _load_model(layout.file, configs, judge, options)
     if options.model is not None:
         return _fill(options.model, layout, options, "model=")
     log.warning(
         "%s holds Keras weights of a model that only its own code builds: this returns them as arrays by name;"
         " to fill your model, build it and give it as model=",
-        layout.folder,
+        layout.file.name,  # its folder is a view
     )
     return _arrays(layout.file)
 
 
-def _configs(path: Path) -> list[object]:
-    return [config_of_archive(path)] if path.suffix == ".keras" else configs_of_h5(path)
+def _configs(path: Path) -> list[Any]:
+    """Return what a file describes: the model, and what it was trained with."""
+    if path.suffix != ".keras":
+        return configs_of_h5(path)
+    config = config_of_archive(path)
+    if not isinstance(config, dict) or "compile_config" not in config:
+        return [config]
+    return [{name: value for name, value in config.items() if name != "compile_config"}, config["compile_config"]]
 
 
 def _custom(options: Options) -> Mapping[str, Any]:
@@ -73,29 +89,54 @@ def _custom(options: Options) -> Mapping[str, Any]:
 # --- whole models ------------------------------------------------------------------------------------------------
 
 
-def _load_model(path: Path, configs: list[object], judge: Judge, options: Options) -> Any:
+def _load_model(path: Path, configs: list[Any], judge: Judge, options: Options) -> Any:
     """Let Keras make the model of a file whose description was judged, and load its weights.
 
     Raises:
         UsageError: the arguments contradict the file or the trust policy.
+        UnsafeContentError: the trust policy does not allow what it is made of.
         ContentError: Keras cannot load it.
     """
     if options.model is not None:
         raise UsageError(f"{path}: holds a whole model; model= is for weights without one")
-    todays = [in_todays_words(config) for config in configs] if _is_keras_3() else configs
-    for config in todays:
-        judge.check(config)
     said = {name: options.loader[name] for name in _LOADING if name in options.loader}
-    said["custom_objects"] = {**judge.objects, **judge.custom}
     said.setdefault("safe_mode", judge.permit.scans)
     if not said["safe_mode"] and judge.permit.scans:
         raise UsageError("safe_mode=False lets a file run code: it needs trust='always'")
+    said_old = (version_of(path) or 0) < 3
+    todays = _in_todays_words(path, configs, of_keras_2=said_old)
+    is_old = said_old and todays != configs
+    for described in [todays] if is_old or todays == configs else [configs, todays]:
+        _judge(judge, described, with_training=bool(said.get("compile", True)))
+    said["custom_objects"] = {**judge.known, **judge.objects, **judge.custom}
     try:
-        if todays != configs:
-            return _build(path, todays[0], said)
-        return _load_as_it_is(path, said)
-    except (ValueError, TypeError, OSError, KeyError, AttributeError, IndexError) as error:
+        if is_old:
+            return _build(path, todays, said)
+        try:
+            return _load_as_it_is(path, said)
+        except (ValueError, TypeError):  # of a Keras that is newer than the one at hand, it may be
+            if todays == configs or said.get("compile"):
+                raise
+            return _build(path, todays, said)
+    except _OF_KERAS as error:
         raise ContentError(f"{path}: Keras cannot load it: {_line(error)}") from error
+
+
+def _in_todays_words(path: Path, configs: list[Any], *, of_keras_2: bool) -> list[Any]:
+    if not _is_keras_3():
+        return configs
+    try:
+        return [in_todays_words(in_old_sense(config) if of_keras_2 else config) for config in configs]
+    except _OF_KERAS as error:
+        raise ContentError(f"{path}: Keras cannot load it: {_line(error)}") from error
+
+
+def _judge(judge: Judge, configs: list[Any], *, with_training: bool) -> None:
+    judge.check(configs[0])
+    try:
+        judge.check(configs[1:] if with_training else [])
+    except UnsafeContentError as error:
+        raise UnsafeContentError(f"{error}; compile=False leaves out what it was trained with") from error
 
 
 def _is_keras_3() -> bool:
@@ -121,20 +162,25 @@ def _load_as_it_is(path: Path, said: dict[str, Any]) -> Any:
         return model
 
 
-def _build(path: Path, config: Any, said: Mapping[str, Any]) -> Any:
+def _build(path: Path, configs: list[Any], said: Mapping[str, Any]) -> Any:
     """Make the model of a description in today's words, and load the weights out of the file that Keras 2 wrote."""
     import keras
 
     if said.get("compile"):
         raise ValueError("Keras 2 wrote it, and what it was trained with cannot be read: leave compile out")
     with keras.saving.custom_object_scope(said["custom_objects"]):
+        described = with_homes(configs[0], said["custom_objects"])
+        model = keras.saving.deserialize_keras_object(described, safe_mode=said["safe_mode"])
         if path.suffix != ".keras":
-            model = keras.models.model_from_json(json.dumps(with_home(config)))
             model.load_weights(str(path))
             return model
-        model = keras.saving.deserialize_keras_object(config, safe_mode=said["safe_mode"])
         with tempfile.TemporaryDirectory(prefix="cas-keras-") as folder, zipfile.ZipFile(path) as archive:
             model.load_weights(archive.extract("model.weights.h5", folder))
+        if "compile" not in said and configs[1:] and configs[1]:
+            try:
+                model.compile_from_config(configs[1])
+            except _OF_KERAS as error:
+                log.warning("%s: loaded without what it was trained with (compile): %s", path.name, _line(error))
         return model
 
 
@@ -150,18 +196,20 @@ def _load_trial(layout: Layout, sources: Sources | None, options: Options, permi
     if permit.safe_only:
         raise permit.refusal(f"{layout.folder}: its model is built by code/ ({layout.entrypoint})")
     require_tensorflow()
-    trial = build_trial(layout, sources, keras_context(layout), options)
-    model = _fill(trial.build_model(), layout, options, layout.entrypoint or "trial_class=")
+    with old_optimizers():
+        trial = build_trial(layout, sources, keras_context(layout), options)
+        model = trial.build_model()
+    model = _fill(model, layout, options, layout.entrypoint or "trial_class=", may_wait=True)
     if not whole:
         return model
     trial.build_model = lambda: model
     return trial
 
 
-def _fill(model: Any, layout: Layout, options: Options, builder: str) -> Any:
+def _fill(model: Any, layout: Layout, options: Options, builder: str, *, may_wait: bool = False) -> Any:
     said = {name: options.loader[name] for name in _FILLING if name in options.loader}
     if layout.file.suffix not in (".h5", ".hdf5", ".keras"):
-        return fill_from_tensorflow(model, layout.file, builder, said)
+        return fill_from_tensorflow(model, layout.file, builder, said, may_wait=may_wait)
     _ = configs_of_h5(layout.file)  # that its data lie in itself
     try:
         model.load_weights(str(layout.file), **said)

@@ -6,13 +6,17 @@ that held it. Keras 2 numbers layers (`layer_with_weights-3`). So the graph is w
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cas.errors import CasError, ContentError
 from cas.load.saved_models import require_tensorflow
+
+log = logging.getLogger("cas.load")
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"
@@ -37,8 +41,13 @@ def read_tensorflow(start: Path) -> dict[str, Any]:
     return {name.removesuffix(suffix): _tensor(reader, start, name) for name in wanted}
 
 
-def fill_from_tensorflow(model: Any, start: Path, builder: str, said: Mapping[str, Any]) -> Any:
+def fill_from_tensorflow(
+    model: Any, start: Path, builder: str, said: Mapping[str, Any], *, may_wait: bool = False
+) -> Any:
     """Load TensorFlow's files into a model, in place, and return it.
+
+    Where it `may_wait`, a model whose layers are built by its first call is filled then, as Keras 2 did: what does not
+    fit is an error of that call.
 
     Raises:
         ContentError: they are damaged, or do not fit.
@@ -55,8 +64,50 @@ def fill_from_tensorflow(model: Any, start: Path, builder: str, said: Mapping[st
         except (ValueError, OSError, tf.errors.OpError) as error:
             raise _misfit(start, builder, str(error)) from error
         return model
-    _Walk(_open(start), start, builder).fill(model)
+    walk = _Walk(_open(start), start, builder)
+    try:
+        walk.fill(model)
+    except _NotBuiltError:
+        if not may_wait:
+            raise
+        walk.read()
+        _when_built(model, functools.partial(walk.fill, model, is_built=True))
+        log.warning("%s: loaded when the model is first called, which makes its weights", start.name)
     return model
+
+
+def _when_built(model: Any, fill: Callable[[], None]) -> None:
+    """Call `fill` as soon as the layers of a model have been built, before it computes anything with them."""
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+    tf = require_tensorflow()
+    build, call = model.build, model.call
+
+    def is_complete() -> bool:
+        return all(layer.built for layer in model._flatten_layers(include_self=False))
+
+    def fill_once() -> None:
+        if in_stateless_scope():  # Keras asks for shapes only, and variables have no values yet
+            return
+        with tf.init_scope():  # not as a part of the function that is traced, where it is
+            fill()
+        model.build = build
+        del model.call
+
+    @functools.wraps(build)
+    def build_and_fill(*arguments: Any, **said: Any) -> None:
+        build(*arguments, **said)
+        if is_complete():
+            fill_once()
+
+    @functools.wraps(call)
+    def fill_and_call(*arguments: Any, **said: Any) -> Any:
+        if not is_complete() and not in_stateless_scope():  # Keras could not tell what a call builds, so it is tried
+            call(*arguments, **said)
+        fill_once()
+        return call(*arguments, **said)
+
+    model.build, model.call = build_and_fill, fill_and_call
 
 
 def _restore(tf: Any, model: Any, start: Path, builder: str) -> Any:
@@ -73,6 +124,10 @@ def _is_keras_3(model: Any) -> bool:
     return keras.__version__.startswith("3") and any(
         kind.__module__.startswith(("keras.src.", "keras.models")) for kind in type(model).__mro__
     )
+
+
+class _NotBuiltError(ContentError):
+    """The model has no weights yet, or not all: its layers are built by its first call."""
 
 
 def _misfit(start: Path, builder: str, why: str) -> ContentError:
@@ -110,18 +165,41 @@ class _Walk:
         except Exception as error:  # of protobuf, or there is none: TensorFlow 1 wrote names only
             raise _misfit(start, builder, "it was not saved by save_weights of Keras") from error
         self._nodes = graph.nodes
+        self._shapes = reader.get_variable_to_shape_map()
+        self._values: dict[str, Any] = {}  # those that were read before, by their key
         self._done: dict[int, Any] = {}  # by the variable's id
         self._seen: set[int] = set()
 
-    def fill(self, model: Any) -> None:
+    def fill(self, model: Any, *, is_built: bool | None = None) -> None:
         """Assign every weight of a model.
 
         Raises:
             ContentError: some have no value in the checkpoint, or one of another shape.
         """
-        if not model.weights:
-            raise _misfit(self._start, self._builder, "it has no weights yet; build it, or call it once, before")
-        self._visit(self._root(model), model)
+        self._done.clear()
+        self._seen.clear()
+        root = self._root(model)
+        if model.built if is_built is None else is_built:
+            self._fill(model, root)
+            return
+        try:
+            self._fill(model, root)  # all may have been made with the model
+            if len(self._done) == len({self._key(leaf) for leaf in self._leaves(root)}):
+                return
+        except ContentError:
+            pass
+        what = "some of its layers have" if model.weights else "it has"
+        why = f"{what} no weights yet; build it, or call it once, before"
+        raise _NotBuiltError(str(_misfit(self._start, self._builder, why)))
+
+    def read(self) -> None:
+        """Read all values, to be assigned when the files may be gone."""
+        keys = {self._key(leaf) for leaf in self._leaves(0)}
+        self._values = {key: _tensor(self._reader, self._start, key) for key in keys if key is not None}
+        self._start = Path(self._start.name)  # of a folder that only this load knows, maybe
+
+    def _fill(self, model: Any, root: int) -> None:
+        self._visit(root, model)
         absent = [weight.path for weight in model.weights if id(weight) not in self._done]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -206,14 +284,14 @@ class _Walk:
             title = self._full_name(node).rpartition("/")[2].partition(":")[0]
             if key is None or not title:
                 continue
-            shape = tuple(self._reader.get_variable_to_shape_map().get(key, ()))
+            shape = tuple(self._shapes.get(key, ()))
             free = [one for one in getattr(owner, "weights", ()) if id(one) not in self._done]
             fitting = [one for one in free if one.name == title and tuple(one.shape) == shape]
             if len(fitting) == 1:
                 self._assign(fitting[0], key)
 
     def _assign(self, variable: Any, key: str) -> None:
-        value = _tensor(self._reader, self._start, key)
+        value = self._values[key] if key in self._values else _tensor(self._reader, self._start, key)
         if tuple(variable.shape) != value.shape:
             why = f"{variable.path} has the shape {tuple(variable.shape)}, and its value {value.shape}"
             raise _misfit(self._start, self._builder, why)
@@ -242,6 +320,8 @@ def _candidates(name: str) -> Iterator[str]:
     yield name
     yield f"_{name}"
     yield name.lstrip("_")
+    if name == "depthwise_kernel":  # of a layer that has no other kernel
+        yield "kernel"
 
 
 __all__ = ["fill_from_tensorflow", "read_tensorflow"]
