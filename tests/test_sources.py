@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cas.errors import ContentError
 from cas.load.sources import ScopedName, Sources, sources_of
 
 
@@ -219,6 +220,12 @@ def test_class_of_the_training_script_is_found_by_its_definition(tmp_path: Path)
     assert made.defines("T") == "train"
     assert made.defines("Deep") == "lib.inner"
     assert made.defines("Nowhere") is None
+
+
+def test_class_that_several_files_define_is_not_guessed(tmp_path: Path) -> None:
+    made = scope(tmp_path, train="class T:\n    pass\n", old_train="class T:\n    pass\n")
+    with pytest.raises(ContentError, match=r"\(old_train\.py, train\.py\)"):
+        made.defines("T")
 
 
 def test_files_that_are_no_sources_are_passed_over(tmp_path: Path) -> None:

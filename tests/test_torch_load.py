@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import json
 import logging
 import os
 import shutil
@@ -227,6 +228,32 @@ def test_trial_defined_in_the_training_script_is_found_in_code(tmp_path: Path) -
     torch.save({"models_state_dict": [torch.nn.Linear(1, 1).state_dict()]}, folder / "state_dict.pth")
     (folder / "load_data.json").write_text('{"trial_cls_spec": "__main__:T", "hparams": null}')
     assert isinstance(load_path(folder), torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "python3 train-det.py",
+        "python3 -m determined.launch.torch_distributed python3 ./train-det.py --flag old_train",
+        ["sh", "-c", "python3 /run/determined/workdir/train-det.py"],
+    ],
+)
+def test_trial_is_that_of_the_script_that_the_entrypoint_names(tmp_path: Path, entrypoint: object) -> None:
+    folder = tmp_path / "c"
+    (folder / "code").mkdir(parents=True)
+    for name, width in (("old_train", 1), ("train-det", 2)):
+        (folder / "code" / f"{name}.py").write_text(
+            "import torch\nfrom determined import pytorch\n\n\nclass T(pytorch.PyTorchTrial):\n"
+            f"    def __init__(self, context):\n        self.m = context.wrap_model(torch.nn.Linear({width}, 1))\n"
+        )
+    torch.save({"models_state_dict": [torch.nn.Linear(2, 1).state_dict()]}, folder / "state_dict.pth")
+    loaded: dict[str, Any] = {"trial_cls_spec": "__main__:T", "experiment_config": {"entrypoint": entrypoint}}
+    (folder / "load_data.json").write_text(json.dumps(loaded))
+    assert load_path(folder).in_features == 2
+    loaded["experiment_config"] = {"entrypoint": "sh run.sh"}
+    (folder / "load_data.json").write_text(json.dumps(loaded))
+    with pytest.raises(ContentError, match=r"2 files in code/ define it \(old_train\.py, train-det\.py\)"):
+        load_path(folder)
 
 
 def test_state_of_data_parallel_training_loads(copy_of: Callable[[Path], Path]) -> None:

@@ -117,16 +117,31 @@ class Sources:
         """Whether a module of this full name was imported."""
         return name in self._modules and self.owns(name)
 
-    def defines(self, name: str) -> str | None:
-        """Return the module of `code/` that defines a class or function of this name at its top, if one does."""
-        for path in sorted(self.files, key=lambda path: (path.count("/"), path)):
-            try:
-                body = ast.parse(self.files[path]).body
-            except (SyntaxError, ValueError, RecursionError):
-                continue
+    def defining(self, name: str) -> dict[str, str]:
+        """Return the files that define a class or function of this name at their top, each with its module's name."""
+        found = {}
+        for path in sorted(self.files):
+            body = getattr(_parse(self.files[path]), "body", [])
             if any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in body):
-                return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        return None
+                whole = path.removesuffix(".py").removesuffix("/__init__")
+                names = (way.replace("/", ".") for way in (whole, whole.partition("/")[2]))
+                if (module := next((name for name in names if self.locate(name) == path), None)) is not None:
+                    found[path] = module
+        return found
+
+    def defines(self, name: str) -> str | None:
+        """Return the module of `code/` that defines a class or function of this name at its top, if one does.
+
+        Raises:
+            ContentError: several do.
+        """
+        found = self.defining(name)
+        if len(found) > 1:
+            raise ContentError(
+                f"{name} was defined in the script that trained, and in {self.code} {len(found)} files define it"
+                f" ({', '.join(found)}): leave the right one there"
+            )
+        return next(iter(found.values()), None)
 
     def reach(self, name: str) -> Mapping[str, bytes]:
         """Return the sources of a module and of what it imports out of `code/`, by path: what it does rests on them.
@@ -396,7 +411,7 @@ def _read(code: Path) -> dict[str, bytes]:
     for folder, folders, names in os.walk(code):
         folders[:] = sorted(name for name in folders if name.isidentifier() and name != "__pycache__")
         for name in names:
-            if name.endswith(".py") and name[:-3].isidentifier():
+            if name.endswith(".py") and name[0] != ".":  # `train-det.py`: the script that trained
                 path = Path(folder, name)
                 if not path.is_file():  # a link to nothing, a pipe, a device
                     continue
