@@ -256,6 +256,14 @@ def test_trial_is_that_of_the_script_that_the_entrypoint_names(tmp_path: Path, e
         load_path(folder)
 
 
+def test_direct_sub_folder_is_searched_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = module_checkpoint(tmp_path / "c")
+    (folder / "code" / "my-lib").mkdir()
+    for name in ("model_def.py", "late.py"):
+        (folder / "code" / name).rename(folder / "code" / "my-lib" / name)
+    assert close(forward(load_path(folder)), expected_of(2.0, 1.0))
+
+
 def test_state_of_data_parallel_training_loads(copy_of: Callable[[Path], Path]) -> None:
     folder = copy_of(LEGACY)
     state = torch.load(folder / "state_dict.pth", weights_only=True)

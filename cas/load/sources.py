@@ -409,7 +409,11 @@ def _read(code: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0
     for folder, folders, names in os.walk(code):
-        folders[:] = sorted(name for name in folders if name.isidentifier() and name != "__pycache__")
+        # A direct sub-folder is searched for modules, whatever it is called (`my-lib`); a deeper one is a package.
+        direct = Path(folder) == code
+        folders[:] = sorted(
+            name for name in folders if name != "__pycache__" and (name.isidentifier() or (direct and name[0] != "."))
+        )
         for name in names:
             if name.endswith(".py") and name[0] != ".":  # `train-det.py`: the script that trained
                 path = Path(folder, name)
