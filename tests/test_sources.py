@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cas.errors import ContentError
 from cas.load.sources import ScopedName, Sources, sources_of
 
 
@@ -221,16 +222,97 @@ def test_class_of_the_training_script_is_found_by_its_definition(tmp_path: Path)
     assert made.defines("Nowhere") is None
 
 
-def test_files_that_are_no_modules_are_passed_over(tmp_path: Path) -> None:
+def test_class_that_several_files_define_is_not_guessed(tmp_path: Path) -> None:
+    made = scope(tmp_path, train="class T:\n    pass\n", old_train="class T:\n    pass\n")
+    with pytest.raises(ContentError, match=r"\(old_train\.py, train\.py\)"):
+        made.defines("T")
+
+
+def test_files_that_are_no_sources_are_passed_over(tmp_path: Path) -> None:
     made = scope(tmp_path, main="")
-    (tmp_path / "code" / "not-a-module.py").write_text("")
-    (tmp_path / "code" / ".hidden").mkdir()
-    (tmp_path / "code" / ".hidden" / "x.py").write_text("")
+    (tmp_path / "code" / ".hidden.py").write_text("")
+    for folder in (".hidden", "__pycache__"):
+        (tmp_path / "code" / folder).mkdir()
+        (tmp_path / "code" / folder / "x.py").write_text("")
     (tmp_path / "code" / "data.bin").write_bytes(b"\0")
     (tmp_path / "code" / "dangling.py").symlink_to("nowhere")
     (tmp_path / "code" / "endless.py").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "code" / "pipe.py")
     assert sources_of(tmp_path / "code") is made
+
+
+def test_what_imports_by_name_for_the_code_finds_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    library = """
+        import importlib
+
+        def make(path):
+            module, _, name = path.rpartition(".")
+            return getattr(importlib.import_module(module), name)
+    """
+    (tmp_path / "mine" / "some_library.py").write_text(textwrap.dedent(library))
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    made = scope(
+        tmp_path,
+        main="""
+            import importlib.resources, importlib.util, pkgutil, pydoc
+            import some_library
+            from chosen.deep.net import Net
+
+            def find():
+                assert some_library.make("chosen.deep.net.Net") is Net
+                assert pydoc.locate("chosen.deep.net.Net") is Net
+                assert importlib.util.find_spec("chosen.deep.net") and not importlib.util.find_spec("chosen.nowhere")
+                assert pkgutil.get_data("chosen", "data.txt") == b"text"
+                return importlib.resources.files("chosen").joinpath("data.txt").read_text()
+        """,
+        chosen__init="",
+        chosen__deep__init="",
+        chosen__deep__net="class Net:\n    pass\n",
+    )
+    (tmp_path / "code" / "chosen" / "data.txt").write_text("text")
+    assert made.load("main").find() == "text"
+    assert not {"chosen", "chosen.deep", "chosen.deep.net"} & {name for name in sys.modules if type(name) is str}
+    import some_library  # type: ignore[import-not-found]
+
+    with pytest.raises(ModuleNotFoundError):  # it does not call for the checkpoint now
+        some_library.make("chosen.deep.net.Net")
+
+
+def test_whoever_asks_what_is_installed_is_not_shown_the_modules(tmp_path: Path) -> None:
+    import importlib.util
+
+    flag = tmp_path / "ran"
+    made = scope(
+        tmp_path, main="import wanted\n", wanted="", optional=f"from pathlib import Path\nPath({str(flag)!r}).touch()\n"
+    )
+    made.load("main")
+    assert [importlib.util.find_spec(name) for name in ("wanted", "optional")] == [None, None]
+
+    def is_there(name: str) -> bool:
+        try:
+            return bool(__import__(name))
+        except ModuleNotFoundError:
+            return False
+
+    assert not is_there("wanted") and not is_there("optional")
+    assert not flag.exists()
+
+
+def test_threads_that_unpickle_at_once_get_the_modules_and_leave_none(tmp_path: Path) -> None:
+    kinds = [scope(tmp_path, quick__init="", quick__net="class C:\n    pass\n").load("quick.net").C]
+    data = [pickle.dumps(kind()) for kind in kinds]
+    found: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: found.extend(type(pickle.loads(one)) for _ in range(100) for one in data))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == kinds * 400
+    assert not {"quick", "quick.net"} & {name for name in sys.modules if type(name) is str}
 
 
 def test_stand_in_is_seen_by_the_code_and_by_nobody_else(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import json
 import logging
 import os
-import pickle
 import shutil
 import stat
 import subprocess
@@ -228,6 +228,40 @@ def test_trial_defined_in_the_training_script_is_found_in_code(tmp_path: Path) -
     torch.save({"models_state_dict": [torch.nn.Linear(1, 1).state_dict()]}, folder / "state_dict.pth")
     (folder / "load_data.json").write_text('{"trial_cls_spec": "__main__:T", "hparams": null}')
     assert isinstance(load_path(folder), torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "python3 train-det.py",
+        "python3 -m determined.launch.torch_distributed python3 ./train-det.py --flag old_train",
+        ["sh", "-c", "python3 /run/determined/workdir/train-det.py"],
+    ],
+)
+def test_trial_is_that_of_the_script_that_the_entrypoint_names(tmp_path: Path, entrypoint: object) -> None:
+    folder = tmp_path / "c"
+    (folder / "code").mkdir(parents=True)
+    for name, width in (("old_train", 1), ("train-det", 2)):
+        (folder / "code" / f"{name}.py").write_text(
+            "import torch\nfrom determined import pytorch\n\n\nclass T(pytorch.PyTorchTrial):\n"
+            f"    def __init__(self, context):\n        self.m = context.wrap_model(torch.nn.Linear({width}, 1))\n"
+        )
+    torch.save({"models_state_dict": [torch.nn.Linear(2, 1).state_dict()]}, folder / "state_dict.pth")
+    loaded: dict[str, Any] = {"trial_cls_spec": "__main__:T", "experiment_config": {"entrypoint": entrypoint}}
+    (folder / "load_data.json").write_text(json.dumps(loaded))
+    assert load_path(folder).in_features == 2
+    loaded["experiment_config"] = {"entrypoint": "sh run.sh"}
+    (folder / "load_data.json").write_text(json.dumps(loaded))
+    with pytest.raises(ContentError, match=r"2 files in code/ define it \(old_train\.py, train-det\.py\)"):
+        load_path(folder)
+
+
+def test_direct_sub_folder_is_searched_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = module_checkpoint(tmp_path / "c")
+    (folder / "code" / "my-lib").mkdir()
+    for name in ("model_def.py", "late.py"):
+        (folder / "code" / name).rename(folder / "code" / "my-lib" / name)
+    assert close(forward(load_path(folder)), expected_of(2.0, 1.0))
 
 
 def test_state_of_data_parallel_training_loads(copy_of: Callable[[Path], Path]) -> None:
@@ -455,12 +489,74 @@ def test_loaded_modules_can_be_saved_and_loaded_again(tmp_path: Path) -> None:
     assert done.stdout.decode().strip() == "model_def"
 
 
-def test_loaded_module_survives_pickle_and_deepcopy(tmp_path: Path) -> None:
-    import copy
+IN_A_FRESH_PROCESS = """
+import copy, io, pickle, sys, torch
+from pathlib import Path
+from cas.load.loading import load_folder
 
-    model = load_path(module_checkpoint(tmp_path / "c", factor=7.0))
-    assert close(forward(copy.deepcopy(model)), expected_of(7.0, 1.0))
-    assert type(pickle.loads(pickle.dumps(model))) is type(model)
+def same(model, again):
+    x = torch.linspace(-1, 1, 4).reshape(2, 2)
+    return type(again) is type(model) and torch.equal(again(x), model(x))
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return file
+
+first = load_folder(Path(sys.argv[1]))
+"""
+
+
+def run_fresh(script: str, *folders: Path) -> None:
+    """Run lines in a process that loaded nothing but one checkpoint: `first`."""
+    script = IN_A_FRESH_PROCESS + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", script, *map(str, folders)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_loaded_module_survives_pickle_and_deepcopy(tmp_path: Path) -> None:
+    script = """
+        assert same(first, copy.deepcopy(first))
+        assert all(same(first, pickle.loads(pickle.dumps(first, protocol))) for protocol in range(2, 6))
+        assert same(first, torch.load(saved(first), weights_only=False))
+        assert not {"late", "model_def", "parts", "parts.blocks"} & {name for name in sys.modules if type(name) is str}
+        sys.path.append(sys.argv[2])
+        import parts.blocks
+        assert parts.MINE and parts.blocks.MINE
+    """
+    mine = tmp_path / "mine" / "parts"
+    mine.mkdir(parents=True)
+    for name in ("__init__", "blocks"):
+        (mine / f"{name}.py").write_text("MINE = True\n")
+    run_fresh(script, module_checkpoint(tmp_path / "c", factor=7.0), mine.parent)
+
+
+def test_a_pickle_never_gives_another_checkpoints_class(tmp_path: Path) -> None:
+    script = """
+        second = load_folder(Path(sys.argv[2]))
+        for model in (first, second):
+            for load in (
+                lambda: torch.load(saved(model), weights_only=False),
+                lambda: pickle.loads(pickle.dumps(model)),
+            ):
+                try:
+                    load()
+                except ModuleNotFoundError as error:
+                    assert sys.argv[1] in str(error) and sys.argv[2] in str(error)
+                else:
+                    raise AssertionError
+    """
+    run_fresh(script, *(module_checkpoint(tmp_path / str(n), factor=n, offset=n) for n in (1.0, 10.0)))
+    same_in_what_counts = [module_checkpoint(tmp_path / name) for name in "ab"]
+    (same_in_what_counts[1] / "code" / "unused.py").write_text("")
+    script = """
+        second = load_folder(Path(sys.argv[2]))
+        assert type(first) is not type(second)
+        x = torch.ones(2, 2)
+        assert torch.equal(torch.load(saved(first), weights_only=False)(x), first(x))
+    """
+    run_fresh(script, *same_in_what_counts)
 
 
 def test_errors_in_the_code_show_its_lines(copy_of: Callable[[Path], Path]) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import dis
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -25,19 +24,28 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from cas.errors import ContentError
 from cas.index.digest import Digest
 from cas.load.parts import is_installed, stand_in, stands_in
 
 _MAX_SOURCES = 256 << 20  # bytes of all .py files of one code/; Determined itself takes 96 MB of context
-_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
+PACKAGES = ("/", "/__init__.py")  # how the files of packages end
 # What a file in code/ never stands for: the standard library, and the packages that loading itself works with.
 _NEVER = frozenset(sys.stdlib_module_names) | {"cas", "keras", "numpy", "tensorflow", "torch"}
+
+
+class _Recent(threading.local):
+    """The module that a thread looked for last, with the frame and the instruction that did it."""
+
+    hashed: tuple[ScopedName, int, int] | None = None
+
+
+recent = _Recent()
 
 
 class ScopedName(str):
@@ -58,6 +66,9 @@ class ScopedName(str):
         return self._scope
 
     def __hash__(self) -> int:
+        # Pickling looks for a class's module in sys.modules, and right after that for the package above it.
+        if (asking := sys._getframe().f_back) is not None:
+            recent.hashed = self, id(asking), asking.f_lasti
         return hash((str(self), self._scope))
 
     def __eq__(self, other: object) -> bool:
@@ -85,6 +96,7 @@ class Sources:
         self._roots = ["", *sorted(folder for folder in self._folders if folder.count("/") == 1)]
         self._modules: dict[str, ModuleType] = {}
         self._prefixes: dict[str, str] = {}  # of packages: where their submodules lie
+        self._reached: dict[str, Mapping[str, bytes]] = {}
         self._lock = threading.RLock()
         self._builtins = {**vars(builtins), "__import__": self._import}
 
@@ -97,16 +109,67 @@ class Sources:
             return stands_in(name)
         return top not in _NEVER and any(self._find(root, top) is not None for root in self._roots)
 
-    def defines(self, name: str) -> str | None:
-        """Return the module of `code/` that defines a class or function of this name at its top, if one does."""
-        for path in sorted(self.files, key=lambda path: (path.count("/"), path)):
-            try:
-                body = ast.parse(self.files[path]).body
-            except (SyntaxError, ValueError, RecursionError):
-                continue
+    def has(self, name: str) -> bool:
+        """Whether a module of this full name lies in `code/`; nothing is imported to know it."""
+        return self.owns(name) and self.locate(name) is not None
+
+    def has_loaded(self, name: str) -> bool:
+        """Whether a module of this full name was imported."""
+        return name in self._modules and self.owns(name)
+
+    def defining(self, name: str) -> dict[str, str]:
+        """Return the files that define a class or function of this name at their top, each with its module's name."""
+        found = {}
+        for path in sorted(self.files):
+            body = getattr(_parse(self.files[path]), "body", [])
             if any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name for node in body):
-                return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        return None
+                whole = path.removesuffix(".py").removesuffix("/__init__")
+                names = (way.replace("/", ".") for way in (whole, whole.partition("/")[2]))
+                if (module := next((name for name in names if self.locate(name) == path), None)) is not None:
+                    found[path] = module
+        return found
+
+    def defines(self, name: str) -> str | None:
+        """Return the module of `code/` that defines a class or function of this name at its top, if one does.
+
+        Raises:
+            ContentError: several do.
+        """
+        found = self.defining(name)
+        if len(found) > 1:
+            raise ContentError(
+                f"{name} was defined in the script that trained, and in {self.code} {len(found)} files define it"
+                f" ({', '.join(found)}): leave the right one there"
+            )
+        return next(iter(found.values()), None)
+
+    def reach(self, name: str) -> Mapping[str, bytes]:
+        """Return the sources of a module and of what it imports out of `code/`, by path: what it does rests on them.
+
+        It is all there is, where one of them imports by names that are not in its text.
+        """
+        if (known := self._reached.get(name)) is not None:
+            return known
+        found: dict[str, bytes] = {}
+        waiting = [name]
+        while waiting:
+            parts = waiting.pop().split(".")
+            for module in (".".join(parts[: count + 1]) for count in range(len(parts))):
+                if (path := self.locate(module)) is not None and path not in found:
+                    found[path] = self.files.get(path, b"")
+                    waiting += _imports(found[path], module if path.endswith(PACKAGES) else module.rpartition(".")[0])
+        by_name = any(b"import_module" in source or b"__import__" in source for source in found.values())
+        return self._reached.setdefault(name, self.files if by_name else found)
+
+    def locate(self, name: str) -> str | None:
+        """Return the file of a module, or the folder of a namespace package, by its full name."""
+        top, *parts = name.split(".")
+        found = next((found for root in self._roots if (found := self._find(root, top)) is not None), None)
+        for part in parts:
+            if found is None or not found[1]:
+                return None
+            found = self._find(found[0].removesuffix("__init__.py"), part)
+        return found[0] if found is not None else None
 
     def _find(self, prefix: str, name: str) -> tuple[str, bool] | None:
         """Return a module's file (of a namespace package: its folder) and whether it is a package."""
@@ -155,7 +218,7 @@ class Sources:
     def _execute(self, name: str, file: str, package: bool, *, parent: str, last: str) -> ModuleType:  # noqa: FBT001
         scoped = ScopedName(name, self.key)
         path = os.fspath(self.code / file)
-        loader = _Loader(self.files.get(file), path)
+        loader = _Loader(self.files.get(file), path, package=package)
         spec = importlib.machinery.ModuleSpec(scoped, loader, origin=path, is_package=package)
         if file.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
             return self._load_extension(name, path, parent, last)
@@ -164,7 +227,7 @@ class Sources:
         module.__package__ = name if package else parent
         if package:
             folder = file.removesuffix("__init__.py")
-            module.__path__ = [os.fspath(self.code / folder)]
+            module.__path__ = Folders(os.fspath(self.code / folder), self.key)
             self._prefixes[name] = folder
         if not file.endswith("/"):
             module.__file__ = path
@@ -236,18 +299,55 @@ class Sources:
         return frame.f_globals.get("__builtins__") is self._builtins
 
 
-class _Loader(importlib.abc.InspectLoader):
-    """Knows a module's source, for `inspect` and tracebacks."""
+def _parse(source: bytes) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
-    def __init__(self, source: bytes | None, path: str) -> None:
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Yield the modules that the `import` statements of a source may mean."""
+    for node in ast.walk(_parse(source) or ast.Module([], [])):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+class Folders(list[str]):
+    """The `__path__` of a scope's package: the import system shows it to finders, which know the scope by it."""
+
+    def __init__(self, folder: str, key: str) -> None:
+        super().__init__([folder])
+        self.key = key
+
+
+class _Loader(importlib.abc.InspectLoader):
+    """Knows a module's source, for `inspect` and tracebacks, and the files beside it."""
+
+    def __init__(self, source: bytes | None, path: str, *, package: bool) -> None:
         self._source = source
-        self._path = path
+        self._package = package
+        self.path = f"{path}/__init__.py" if package and source is None else path
 
     def get_source(self, fullname: str) -> str | None:
         return None if self._source is None else importlib.util.decode_source(self._source)
 
     def get_code(self, fullname: str) -> CodeType | None:
-        return None if self._source is None else compile(self._source, self._path, "exec", dont_inherit=True)
+        return None if self._source is None else compile(self._source, self.path, "exec", dont_inherit=True)
+
+    def get_data(self, path: str) -> bytes:
+        """Read a file; for `pkgutil`."""
+        return Path(path).read_bytes()
+
+    def get_resource_reader(self, fullname: str) -> Any:
+        """Return what reads a package's data files; for `importlib.resources`."""
+        from importlib.readers import FileReader
+
+        return FileReader(cast("Any", self)) if self._package else None
 
 
 # --- which scopes there are ------------------------------------------------------------------------------------
@@ -276,15 +376,21 @@ def scope_of(key: str) -> Sources | None:
 
 def keep(scope: Sources) -> Sources:
     """Make a scope known in this process, as the last one that was used; return it, or the one known before."""
-    from cas.load import spawning
+    from cas.load import lending, spawning
 
     with _lock:
         scope = _scopes.pop(scope.key, scope)
         _scopes[scope.key] = scope
-        if _last_resort not in sys.meta_path:
-            sys.meta_path.append(_last_resort)
-            spawning.register()
+        is_first = lending.register()
+    if is_first:
+        spawning.register()
     return scope
+
+
+def scopes() -> list[Sources]:
+    """Return the scopes of this process; the one that was used last comes first."""
+    with _lock:
+        return list(reversed(_scopes.values()))
 
 
 def _renew_locks() -> None:
@@ -303,9 +409,13 @@ def _read(code: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0
     for folder, folders, names in os.walk(code):
-        folders[:] = sorted(name for name in folders if name.isidentifier() and name != "__pycache__")
+        # A direct sub-folder is searched for modules, whatever it is called (`my-lib`); a deeper one is a package.
+        direct = Path(folder) == code
+        folders[:] = sorted(
+            name for name in folders if name != "__pycache__" and (name.isidentifier() or (direct and name[0] != "."))
+        )
         for name in names:
-            if name.endswith(".py") and name[:-3].isidentifier():
+            if name.endswith(".py") and name[0] != ".":  # `train-det.py`: the script that trained
                 path = Path(folder, name)
                 if not path.is_file():  # a link to nothing, a pipe, a device
                     continue
@@ -316,83 +426,3 @@ def _read(code: Path) -> dict[str, bytes]:
                     raise ContentError(f"the sources in {code} have more than {_MAX_SOURCES} bytes")
                 files[path.relative_to(code).as_posix()] = data
     return files
-
-
-class _LastResort(importlib.abc.MetaPathFinder):
-    """Finds modules of scopes by plain name, where nobody else does, for two who cannot say which scope they mean.
-
-    Those are pickling, which imports the package above a class's module by its name, and code of a checkpoint that
-    calls `importlib.import_module`. An `import` statement of anybody else is not answered.
-    """
-
-    def __init__(self) -> None:
-        self._lent: dict[str, ModuleType] = {}
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        top = fullname.partition(".")[0]
-        self._take_back(keep=top)
-        if top == "determined":  # whether it is installed is asked here, too
-            return None
-        with _lock:
-            scopes = list(reversed(_scopes.values()))
-        scope = next((scope for scope in _candidates(scopes) if scope.owns(fullname)), None)
-        if scope is None:
-            return None
-        try:
-            module = scope.load(fullname)
-        except ModuleNotFoundError:
-            return None
-        self._lent[fullname] = module
-        return importlib.machinery.ModuleSpec(fullname, _Lender(module))
-
-    def _take_back(self, *, keep: str) -> None:
-        """Remove the plain names of earlier answers, so that they shadow nothing for long; not those below `keep`."""
-        for name, module in list(self._lent.items()):
-            if name.partition(".")[0] == keep:
-                continue
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
-            del self._lent[name]
-
-
-def _candidates(scopes: list[Sources]) -> list[Sources]:
-    """The scopes that whoever imports by name right now may mean."""
-    frame: FrameType | None = sys._getframe(2)
-    explicit = False
-    while frame is not None and (_is_import_machinery(frame) or _is_import_module(frame)):
-        explicit = explicit or _is_import_module(frame)
-        frame = frame.f_back
-    if frame is None:
-        return []
-    own = [scope for scope in scopes if scope.is_code_of(frame)]
-    if own or explicit:
-        return own
-    instruction = frame.f_code.co_code[frame.f_lasti] if frame.f_lasti >= 0 else _IMPORT_NAME
-    return [] if instruction == _IMPORT_NAME else scopes
-
-
-def _is_import_machinery(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_globals.get("__name__") == __name__
-
-
-def _is_import_module(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__") == "importlib"
-
-
-class _Lender(importlib.abc.Loader):
-    """Hands out a module that runs already."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-        self._spec = module.__spec__
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return self._module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
-
-
-_last_resort = _LastResort()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from cas.errors import CasError, ContentError, NotFoundError, UsageError
@@ -40,13 +41,7 @@ def _find_class(layout: Layout, sources: Sources | None) -> Any:
         raise ContentError(f"{layout.folder}: holds no code/ that builds its model")
     module, _, name = layout.entrypoint.partition(":")
     if module in ("__main__", ""):  # the script that trained
-        home = sources.defines(name.partition(".")[0])
-        if home is None:
-            raise ContentError(
-                f"{layout.folder}: its trial class {name} was defined in the script that trained, and no file in code/"
-                " defines it; give the class as trial_class="
-            )
-        module = home
+        module = _find_script(layout, sources, name)
     try:
         found: Any = sources.load(module)
     except Lacking:
@@ -58,6 +53,39 @@ def _find_class(layout: Layout, sources: Sources | None) -> Any:
     if not callable(found):
         raise ContentError(f"{layout.folder}: code/ does not have the trial class {layout.entrypoint}")
     return found
+
+
+def _find_script(layout: Layout, sources: Sources, name: str) -> str:
+    """Return the module that the script which trained is: it defines the trial class.
+
+    Raises:
+        ContentError: no file does, or several, and the entrypoint names none of them.
+    """
+    found = sources.defining(name.partition(".")[0])
+    scripts = (script & found.keys() for script in _scripts(sources, layout.experiment_config.get("entrypoint")))
+    chosen = sorted(next(filter(None, scripts), found))
+    if len(chosen) == 1:
+        return found[chosen[0]]
+    many = f"{len(chosen)} files in code/ define it ({', '.join(chosen)})" if chosen else "no file in code/ defines it"
+    raise ContentError(
+        f"{layout.folder}: its trial class {name} was defined in the script that trained, and {many}; give the class as"
+        " trial_class="
+    )
+
+
+def _scripts(sources: Sources, entrypoint: object) -> Iterator[set[str]]:
+    """Yield which files of `code/` each word of an entrypoint can mean: `python3 train.py`, `python3 -m pkg.train`."""
+    words = [str(word) for word in entrypoint] if isinstance(entrypoint, list) else [str(entrypoint or "")]
+    before = ""
+    for word in (word.strip("\"'") for word in " ".join(words).split()):
+        if before == "-m":
+            yield {f"{word.replace('.', '/')}/__main__.py", sources.locate(word) or ""}
+        elif word.endswith(".py"):
+            parts = PurePosixPath(word).parts
+            tails = ["/".join(parts[start:]) for start in range(len(parts))]  # of a path in the container
+            exact = next(({tail} for tail in tails if tail in sources.files), None)
+            yield exact or {path for path in sources.files if path.endswith(f"/{word}")}  # after a `cd`
+        before = word
 
 
 def _require_arguments(kind: Any, said: Mapping[str, Any]) -> None:
