@@ -82,15 +82,35 @@ class Origin:
         try:
             return self._directly(store, on_file, destination)
         except (*_CLOSED, CheckpointNotFoundError) as error:
-            if chosen is DownloadMode.DIRECT or not self._may_go_round(error):
+            if chosen is DownloadMode.DIRECT:
                 raise
-            closed = error
-        log.warning("%s; so the files come through the master %s", closed, self.record.registry)
-        try:
-            return self._through_master(store, on_file, destination)
-        except CasError as error:
-            closed.args = (f"{closed}; and through the master: {error}",)
-            raise closed from error
+            return self._around(store, error, on_file, destination)
+
+    # --- for a job of many hosts -------------------------------------------------------------------------------
+
+    def open_remote(self) -> Remote | None:
+        """Return what every host of a job reads its share of; None if the setting says that the master has them all.
+
+        Raises:
+            CasError: as `remote`.
+        """
+        return None if self.settings.mode is DownloadMode.MASTER else self.remote()
+
+    def get_all(self, store: Store, closed: CasError | None) -> PullReport:
+        """Bring all files into the store of one host of a job, through the master.
+
+        Args:
+            store: where to.
+            closed: why the storage cannot be read.
+
+        Raises:
+            CasError: as `fetch`.
+        """
+        if closed is None:
+            return self.fetch(store)
+        if self.settings.mode is DownloadMode.DIRECT or not isinstance(closed, (*_CLOSED, CheckpointNotFoundError)):
+            raise closed
+        return self._around(store, closed, None, None)
 
     # --- from the storage --------------------------------------------------------------------------------------
 
@@ -136,6 +156,19 @@ class Origin:
         )
 
     # --- through the master ------------------------------------------------------------------------------------
+
+    def _around(
+        self, store: Store, closed: CasError, on_file: OnFile | None, destination: Destination | None
+    ) -> PullReport:
+        """Go through the master, if it may have what the storage refuses; else raise what closed that way."""
+        if not self._may_go_round(closed):
+            raise closed
+        log.warning("%s; so the files come through the master %s", closed, self.record.registry)
+        try:
+            return self._through_master(store, on_file, destination)
+        except CasError as error:
+            closed.args = (f"{closed}; and through the master: {error}",)
+            raise closed from error
 
     @property
     def has_master(self) -> bool:
