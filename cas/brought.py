@@ -159,7 +159,8 @@ class Brought(Described):
 
             self.pull_report = fetch_together(opened, self._origin, group)
             self.store.uses.note(self.uuid)
-        self._note_pulled()
+            self._note_told()
+            self._keep_small()
 
     @property
     def _chosen(self) -> Chosen:
@@ -213,11 +214,15 @@ class Brought(Described):
     ) -> Manifest:
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
         self._note_pulled()
-        if self.settings.max_size is not None and self.pull_report.files_fetched:
+        self._keep_small()
+        return self._selection.part_of(self.pull_report.manifest)
+
+    def _keep_small(self) -> None:
+        """Keep the store below the setting `max_size`, if anything came."""
+        if self.settings.max_size is not None and self.pull_report is not None and self.pull_report.files_fetched:
             from cas.removing import keep_small
 
             keep_small(self.store, self.settings.max_size)
-        return self._selection.part_of(self.pull_report.manifest)
 
     def _note_pulled(self) -> None:
         """Record what no registry but this store knows of: where a URL led."""
@@ -225,6 +230,14 @@ class Brought(Described):
             from cas.pull.urls import note_pulled
 
             note_pulled(self.store, self.record)
+
+    def _note_told(self) -> None:
+        """Record what another rank of the job told: else nothing here says that the files lie elsewhere too."""
+        self._note_pulled()
+        if self.pull_report is not None and not self.store.records.get(self.record.registry, "checkpoint", self.uuid):
+            from cas.registry.remembering import remember
+
+            remember(self.store, self.record.registry, [self.record])
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:
         if destination is not None and self.settings.check_space:

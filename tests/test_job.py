@@ -363,6 +363,26 @@ say(size=(checkpoint("{UUID}").view() / "weights").stat().st_size)
     assert [job.told(rank) for rank in range(2)] == [[{"size": 3_000_000}]] * 2
 
 
+def test_every_host_keeps_its_size(
+    start: Start, storage: Callable[[], dict[str, Any]], upload: Callable[..., None], tmp_path: Path
+) -> None:
+    upload({f"{OTHER_UUID}/weights": b"w" * 3_000_000})
+    scenario = f"""
+settings = settings.but(max_size=60_000_000)
+first = checkpoint("{OTHER_UUID}")
+first.share()
+path = first.store.layout.used(first.uuid)
+os.utime(path, (path.stat().st_mtime - 5000,) * 2)
+second = checkpoint("{UUID}")
+second.share()
+say(here=[name for name in (first.uuid, second.uuid) if second.store.refs.registries(name)])
+first.share()  # it can be fetched again
+say(size=(first.view() / "weights").stat().st_size)
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+    assert [job.told(rank) for rank in range(2)] == [[{"here": [UUID]}, {"size": 3_000_000}]] * 2
+
+
 def test_a_host_with_a_full_disk_ends_it_for_every_rank(
     start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:
