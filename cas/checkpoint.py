@@ -303,12 +303,21 @@ class Checkpoint(Brought):
             self.share(process_group)
         return self._load(path, tags=tags, trust=trust, **kwargs)
 
-    def load_trial(self, path: str | Path | None = None, *, trust: Trust | str | None = None, **kwargs: Any) -> Any:
+    def load_trial(
+        self,
+        path: str | Path | None = None,
+        *,
+        trust: Trust | str | None = None,
+        process_group: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Load the trial that was trained, with its models; see `load`, which gives the model where it is one.
 
         Raises:
             NotFoundError: it was no trial of Determined's that saved it.
         """
+        if process_group is not None and process_group is not False:
+            self.share(process_group)
         return self._load(path, whole=True, trust=trust, **kwargs)
 
     def _load(self, path: str | Path | None, *, trust: Trust | str | None, **kwargs: Any) -> Any:

@@ -441,5 +441,6 @@ def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None
     from cas.registry.records import CheckpointRecord
 
     checkpoint = Checkpoint(CheckpointRecord(registry=REGISTRY, uuid=UUID), settings=Settings.load(home=tmp_path / "h"))
-    with pytest.raises(UsageError, match="init_process_group"):
-        checkpoint.load(process_group=True)
+    for call in (checkpoint.load, checkpoint.load_trial):
+        with pytest.raises(UsageError, match="init_process_group"):
+            call(process_group=True)
