@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
 from proxy import Proxy, counting, relaying
 from s3_server import S3Server, free_ports
@@ -41,12 +42,12 @@ from cas.registry.records import CheckpointRecord
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
 settings = Settings.load(home=home, timeout=timeout, progress="off")
 
-def checkpoint(uuid, stored=True):
+def checkpoint(uuid, stored=True, **more):
     if isinstance(json.loads(storage), str):
-        return Checkpoint.from_url(json.loads(storage), settings=settings)
+        return Checkpoint.from_url(json.loads(storage), settings=settings, **more)
     config = {"checkpoint_storage": json.loads(storage)} if stored else {}
     record = CheckpointRecord(registry="http://m", uuid=uuid, experiment_config=config)
-    return Checkpoint(record, settings=settings)
+    return Checkpoint(record, settings=settings, **more)
 
 def say(**told):
     print(json.dumps(told), flush=True)
@@ -207,6 +208,185 @@ except CasError as error:
     assert [one[2]["error"] for one in told] == ["NotFoundError", "PeerError"]
 
 
+def test_the_files_that_the_first_rank_wants_are_fetched_and_no_others(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    code = sum(len(data) for name, data in files.items() if name.startswith("code/"))
+    scenario = f"""
+whole = checkpoint("{UUID}")
+chosen = whole.only("code/") if rank == 0 else whole
+chosen.share()
+say(found=sorted(path.name for path in chosen.view().iterdir()), partial=whole.is_partial)
+agreed = Checkpoint.agreed(lambda: whole.only(exclude="model.pth"), settings=settings)
+agreed.share()
+say(found=sorted(path.name for path in agreed.view().iterdir()), partial=whole.is_partial)
+"""
+    homes = [tmp_path / "a", tmp_path / "b"]
+    job = start(homes, storage(), scenario)
+    told = [job.told(rank) for rank in range(2)]
+
+    assert (
+        told[0]
+        == told[1]
+        == [
+            {"found": ["code"], "partial": True},
+            {"found": ["code", "optimizer.pth"], "partial": True},
+        ]
+    )
+    assert proxy.bodies() == code + len(files["optimizer.pth"])
+
+    # A host that has none of it gets it from another, and knows where the rest lies: also of one that has the rest.
+    only = f'checkpoint("{UUID}").only("code/").share(); say(done=True)'
+    for first, name in (("", "c"), (f'if rank == 0: checkpoint("{UUID}").view()\n', "d")):
+        again = start([homes[0], tmp_path / name], storage(), first + only)
+        assert [again.told(rank)[0] for rank in range(2)] == [{"done": True}] * 2
+        store = Store(tmp_path / name)
+        manifest = store.resolve(REGISTRY, UUID)
+        assert manifest is not None
+        assert {str(entry.path): entry.digest is not None for entry in manifest.files} == {
+            path: path.startswith("code/") for path in files
+        }
+        assert check(store, deep=True).problems == ()
+    assert proxy.bodies() == sum(map(len, files.values()))
+
+
+def test_storage_options_of_the_first_rank_reach_the_others_and_no_disk(start: Start, tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(3 * MIB)
+    with serving(tmp_path / "site", password="Bearer s3cret-word") as site:
+        site.write("model/weights.bin", data)
+        scenario = f"""
+def found():
+    options = {{"headers": {{"Authorization": "Bearer s3cret-word"}}}}
+    return Checkpoint.from_url("{site.url}model/", storage_options=options, settings=settings)
+agreed = Checkpoint.agreed(found, settings=settings)
+agreed.share()
+say(size=(agreed.view() / "weights.bin").stat().st_size)
+"""
+        job = start([tmp_path / "a", tmp_path / "b"], {}, scenario)
+        told = [job.told(rank) for rank in range(2)]
+
+    assert told == [[{"size": len(data)}]] * 2
+    for home in (tmp_path / "a", tmp_path / "b"):
+        assert not [path for path in home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "storage", [{"type": "shared_fs", "host_path": "/not/mounted/here"}, None], ids=["gone", "none"]
+)
+@pytest.mark.parametrize("mode", ["auto", "master", "direct"])
+def test_where_the_storage_is_closed_one_host_goes_through_the_master_for_all(
+    mode: str, storage: dict[str, Any] | None, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DET_DEBUG_CONFIG_PATH", str(tmp_path / "determined"))
+    content = {"state_dict.pth": random.Random(5).randbytes(20 * MIB), "code/model_def.py": b"x = 1\n", "empty": b""}
+    for name, data in content.items():
+        (tmp_path / "only the master mounts this" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "only the master mounts this" / name).write_bytes(data)
+    known = Data()
+    known.experiment(1, checkpoint_storage=storage)
+    known.trial(2, 1)
+    sizes = {name: str(len(data)) for name, data in content.items()}
+    known.checkpoint(UUID, trial=2, folder=str(tmp_path / "only the master mounts this"), resources=sizes)
+    with Simulator(known) as master:
+        scenario = f"""
+from cas.client import Determined
+settings = settings.but(mode="{mode}")
+def choose():
+    return Determined("{master.url}", settings=settings).get_checkpoint("{UUID}")
+shared = Checkpoint.agreed(choose, settings=settings)
+shared.share()
+came = shared.pull_report.files_fetched
+say(came=came, files=sorted(path.name for path in shared.view().rglob("*") if path.is_file()))
+"""
+        job = start([tmp_path / "a", tmp_path / "b"], {}, scenario)
+        told = [job.told(rank)[0] for rank in range(2)]
+        asked = [one["path"] for one in master.requests()].count(f"/checkpoints/{UUID}")
+
+    if mode == "direct":
+        assert [one["error"] for one in told] == ["CheckpointNotFoundError", "PeerError"]
+        assert asked == 0
+    else:
+        assert told == [{"files": ["empty", "model_def.py", "state_dict.pth"], "came": 3}] * 2
+        assert asked == 1
+        assert lies(tmp_path / "b") == []
+
+
+def test_a_host_that_can_reach_nothing_is_sent_what_another_has(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Whichever rank it is; what all have needs no network; what all lack is one error, with its reason."""
+    scenario = f"""
+if rank == 1:
+    checkpoint("{UUID}").view()
+dist.barrier()
+settings = settings.but(offline=True)
+shared = checkpoint("{UUID}")
+shared.share()
+say(came=shared.pull_report.files_fetched)
+shared.share()
+say(came=shared.pull_report.files_fetched)
+settings = settings.but(offline=rank == 1)
+checkpoint("{OTHER_UUID}").share()
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+    told = [job.told(rank) for rank in range(2)]
+
+    assert [one[:2] for one in told] == [[{"came": len(files)}, {"came": 0}], [{"came": 0}, {"came": 0}]]
+    assert proxy.bodies() == sum(map(len, files.values()))
+    assert [one[2]["error"] for one in told] == ["CheckpointNotFoundError", "PeerError"]
+
+
+def test_what_one_rank_cannot_open_all_hear_of_at_once(
+    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "b").write_bytes(b"no folder")
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), f'checkpoint("{UUID}").share()', timeout=30)
+    home = [job.told(rank)[0] for rank in range(2)]
+    scenario = f'settings = settings.but(offline=rank == 1); checkpoint("{UUID}").share()'
+    job = start([tmp_path / "a", tmp_path / "c"], storage(), scenario, timeout=30)
+    remote = [job.told(rank)[0] for rank in range(2)]
+
+    assert home[1]["error"] == "UsageError" and str(tmp_path / "b") in home[1]["text"]
+    assert remote[1]["error"] == "OfflineError"
+    for told in (home, remote):
+        assert told[0]["error"] == "PeerError"
+        assert told[0]["text"] == f"rank 1 of the process group failed: {told[1]['text']}"
+        assert told[0]["seconds"] < 20
+
+
+def test_a_folder_is_no_network_for_a_job_either(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "shared" / UUID).mkdir(parents=True)
+    (tmp_path / "shared" / UUID / "weights").write_bytes(b"w" * 3_000_000)
+    place = {"type": "shared_fs", "host_path": str(tmp_path / "shared")}
+    scenario = f"""
+settings = settings.but(offline=True)
+checkpoint("{UUID}").share()
+say(size=(checkpoint("{UUID}").view() / "weights").stat().st_size)
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], place, scenario)
+    assert [job.told(rank) for rank in range(2)] == [[{"size": 3_000_000}]] * 2
+
+
+def test_every_host_keeps_its_size(
+    start: Start, storage: Callable[[], dict[str, Any]], upload: Callable[..., None], tmp_path: Path
+) -> None:
+    upload({f"{OTHER_UUID}/weights": b"w" * 3_000_000})
+    scenario = f"""
+settings = settings.but(max_size=60_000_000)
+first = checkpoint("{OTHER_UUID}")
+first.share()
+path = first.store.layout.used(first.uuid)
+os.utime(path, (path.stat().st_mtime - 5000,) * 2)
+second = checkpoint("{UUID}")
+second.share()
+say(here=[name for name in (first.uuid, second.uuid) if second.store.refs.registries(name)])
+first.share()  # it can be fetched again
+say(size=(first.view() / "weights").stat().st_size)
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+    assert [job.told(rank) for rank in range(2)] == [[{"here": [UUID]}, {"size": 3_000_000}]] * 2
+
+
 def test_a_host_with_a_full_disk_ends_it_for_every_rank(
     start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -345,5 +525,6 @@ def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None
     from cas.registry.records import CheckpointRecord
 
     checkpoint = Checkpoint(CheckpointRecord(registry=REGISTRY, uuid=UUID), settings=Settings.load(home=tmp_path / "h"))
-    with pytest.raises(UsageError, match="init_process_group"):
-        checkpoint.load(process_group=True)
+    for call in (checkpoint.load, checkpoint.load_trial):
+        with pytest.raises(UsageError, match="init_process_group"):
+            call(process_group=True)

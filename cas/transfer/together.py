@@ -15,20 +15,29 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cas.config import Settings
-from cas.errors import CasError, ChangedError, ContentError, DigestMismatchError, PeerError
+from cas.errors import (
+    CasError,
+    ChangedError,
+    ContentError,
+    DigestMismatchError,
+    PeerError,
+    UsageError,
+)
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.ranges import Range
 from cas.index.store import Store, explained
 from cas.transfer import checksums
 from cas.transfer.exchange import Block, Held, Round, plan_exchange
-from cas.transfer.fetch import PullReport, pull
+from cas.transfer.fetch import PullReport, list_files, pull
 from cas.transfer.host_files import BLOCK, HostFiles
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
+from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, can_be_shared
 from cas.transfer.small import SMALL_AT_ONCE
@@ -67,9 +76,23 @@ class Group(Protocol):
         """Send to some ranks while receiving from others."""
 
 
+class Source(Protocol):
+    """Where the files come from that no host has."""
+
+    def open_remote(self) -> Remote | None:
+        """Return what every host reads its share of; None: one host gets them by `get_all`, for all."""
+
+    def get_all(self, store: Store, closed: CasError | None, watch: Watch) -> PullReport:
+        """Bring all files into one host's store, in another way; `closed` is why the remote cannot be read.
+
+        Raises:
+            CasError: there is no other way, or it is closed too.
+        """
+
+
 def pull_together(
-    store: Store,
-    remote: Remote | None,
+    store: Callable[[], Store],
+    source: Source,
     group: Group,
     *,
     registry: str,
@@ -77,19 +100,21 @@ def pull_together(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None = None,
     partial: bool = False,
+    selection: Selection = EVERYTHING,
 ) -> PullReport | None:
     """Bring a checkpoint into the stores of all hosts of a group; each byte leaves the origin once.
 
-    Returns on every rank when every host has committed the same files. See `pull` for the arguments; with no `remote`
-    the first rank's store must hold the checkpoint. Returns what this host's own pull reports, on the rank that did it.
+    Returns on every rank when every host has committed the same files. See `pull` for the arguments; the store is
+    opened, and the source asked, when all ranks hear of it if that fails. Returns what this host brought, on the rank
+    that did its work.
 
     Raises:
         PeerError: another rank failed (the message says which, and how), or does not answer.
         CasError: this rank failed, as `pull` does, or got nothing done for the group's bound; the others were told.
     """
-    together = _Together(store, remote, group, settings)
-    with explained(f"cannot write into {store.home}"), contextlib.closing(together):
-        return together.run(registry, uuid, dict(expected_sizes or {}), partial=partial)
+    together = _Together(source, group, settings, selection)
+    with explained(f"cannot write into {settings.home}"), contextlib.closing(together):
+        return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
 class _AloneError(PeerError):
@@ -99,11 +124,15 @@ class _AloneError(PeerError):
 class _Together:
     """One rank's part of the work."""
 
-    def __init__(self, store: Store, remote: Remote | None, group: Group, settings: Settings) -> None:
-        self._store = store
-        self._remote = remote
+    _store: Store
+
+    def __init__(self, source: Source, group: Group, settings: Settings, selection: Selection) -> None:
+        self._source = source
+        self._remote: Remote | None = None
         self._group = group
         self._settings = settings
+        self._selection = selection
+        self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
         self._watch = Watch()
         self._worker = Workers(1, self._watch.ended, "cas-rank")
@@ -114,14 +143,19 @@ class _Together:
         self._worker.__exit__(None)
         self._worker.join(LEAVING)
 
-    def run(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> PullReport | None:
+    def run(
+        self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
+    ) -> PullReport | None:
         """Do it."""
+        began = time.monotonic()
+        self._store = self._together(opened)
         leader = self._find_hosts()
-        shared = self._tell(registry, uuid)
         host = self._leaders.index(leader)
         leads = leader == self._group.rank
+        shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
+        known = self._together(lambda: self._prepare(shared) if leads else {})
+        here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
-        known = self._together(lambda: self._known(registry, uuid, shared) if leads else {})
         files = HostFiles(session, shared, known, self._watch) if leads else None
         try:
             self._exchange(files, host, shared, draw_label=uuid[:8])
@@ -137,7 +171,15 @@ class _Together:
         else:
             self._together(lambda: None)
         self._compare(registry, uuid, leads=leads)
-        return report
+        if report is None or self._report is not None:
+            return self._report
+        return replace(
+            report,
+            files_fetched=report.files_fetched + len(known) - len(here),
+            bytes_fetched=report.bytes_fetched + session.bytes_fetched,
+            bytes_here=sum(shared.files[number].size for number in here),
+            seconds=time.monotonic() - began,
+        )
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -185,7 +227,7 @@ class _Together:
         """Return what is wrong with work that has got nothing done for so many seconds."""
         if idle <= self._group.bound:
             return None
-        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._store.home})?")
+        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._settings.home})?")
         log.error("%s", error)  # now: what cleans up may hang as well
         return error
 
@@ -206,20 +248,51 @@ class _Together:
         self._leaders = sorted({int(one) for one in told})
         return mine
 
-    def _tell(self, registry: str, uuid: str) -> SharedFiles:
-        """Let the first rank look at the checkpoint, and tell."""
-        is_first = self._group.rank == 0
-        found = self._together(lambda: self._look(registry, uuid).encode() if is_first else None)
-        return SharedFiles.decode(self._group.broadcast(found, 0))
+    def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
+        """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
+        manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
+        told = self._group.gather(b"" if manifest is None else b"whole")
+        teller = next((rank for rank, one in enumerate(told) if one), 0)
+        found = self._together(
+            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
+        )
+        return SharedFiles.decode(self._group.broadcast(found, teller))
 
-    def _look(self, registry: str, uuid: str) -> SharedFiles:
+    def _whole(self, registry: str, uuid: str) -> Manifest | None:
+        """Return what our store knows of the checkpoint, if all that is wanted of it is here."""
         manifest = self._store.resolve(registry, uuid)
-        if manifest is not None and manifest.complete and not self._store.absent(manifest):
-            return SharedFiles(manifest.files, manifest.directories, (None,) * len(manifest.files))
-        if self._remote is None:
-            raise ContentError(f"checkpoint {uuid} is not whole in the first rank's store {self._store.home}")
-        session = Session(self._store, self._remote, self._settings, None, self._watch)
-        listing = session.remote.list()
+        if manifest is None:
+            return None
+        wanted = self._selection.part_of(manifest)
+        return manifest if wanted.complete and not self._store.absent(wanted) else None
+
+    def _look(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
+        manifest = self._whole(registry, uuid)
+        if manifest is None or self._has_more(manifest):
+            closed: CasError | None = None
+            try:
+                self._remote = self._source.open_remote()
+                if self._remote is not None:
+                    return self._list(self._remote, sizes, partial=partial)
+            except CasError as error:
+                closed = error
+            if manifest is None:
+                self._report = self._source.get_all(self._store, closed, self._watch)
+                manifest = self._report.manifest
+            elif closed is not None and self._store.absent(manifest):
+                raise closed
+            self._remote = None
+        known = tuple(entry for entry in manifest.files if entry.digest is not None)
+        others = tuple(entry for entry in manifest.files if entry.digest is None)
+        return SharedFiles(known, manifest.directories, (None,) * len(known), others)
+
+    def _has_more(self, manifest: Manifest) -> bool:
+        """Whether files that are not wanted have digests: a host without them has to know where they lie."""
+        return any(entry.digest is not None and not self._selection.takes(entry.path) for entry in manifest.files)
+
+    def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
+        session = Session(self._store, remote, self._settings, None, self._watch)
+        listing = self._selection.of_listing(list_files(session.remote, sizes, partial=partial))
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
@@ -231,18 +304,18 @@ class _Together:
         with Workers(count, session.stop, "cas-declared") as workers:
             return tuple(wait_all([workers.submit(_declared, session, file) for file in files], session.stop))
 
-    def _known(self, registry: str, uuid: str, shared: SharedFiles) -> dict[int, Digest]:
-        """Return which files this host has already, by their place in the list."""
-        manifest = self._store.resolve(registry, uuid)
-        by_path = manifest.by_path if manifest is not None and self._remote is None else {}
+    def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
+        """Return which files this host has already, by their place in the list; open the remote if it is needed."""
+        if not shared.is_known and self._remote is None:
+            self._remote = self._source.open_remote()
+            if self._remote is None:
+                raise UsageError("the setting mode is 'master' on this rank, and another on the rank that looked")
         facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity is not None)
         found = {}
         for number, entry in enumerate(shared.files):
             digest = entry.digest
             if digest is None and entry.identity in facts:
                 digest = facts[entry.identity].digest
-            if digest is None and entry.path in by_path:
-                digest = by_path[entry.path].digest
             if digest is not None and self._store.has(digest):
                 found[number] = digest
         return found
@@ -307,10 +380,10 @@ class _Together:
     ) -> PullReport | None:
         """Say what the checkpoint consists of; fetch what the exchange left out."""
         if shared.is_known:
-            manifest = Manifest.of(shared.files, shared.directories)
+            manifest = Manifest.of((*shared.files, *shared.others), shared.directories)
             if absent := self._store.tag(registry, uuid, manifest):
                 raise ContentError(f"{len(absent)} files of checkpoint {uuid} were removed while they arrived")
-            return None
+            return PullReport(manifest, {}, 0, 0, 0, manifest.size, 0.0)
         assert self._remote is not None  # what has no digests was listed there
         return pull(
             self._store,
@@ -320,6 +393,7 @@ class _Together:
             settings=self._settings,
             expected_sizes=sizes,
             partial=partial,
+            selection=self._selection,
             watch=self._watch,
         )
 
@@ -332,7 +406,7 @@ class _Together:
 
         def mine() -> bytes:
             manifest = self._store.resolve(registry, uuid) if leads else None
-            return manifest.digest.hex.encode() if manifest is not None else b""
+            return self._selection.part_of(manifest).digest.hex.encode() if manifest is not None else b""
 
         told = self._group.gather(self._together(mine))
         if len({told[rank] for rank in self._leaders}) != 1:
