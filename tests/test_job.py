@@ -195,6 +195,11 @@ try:
     Checkpoint.agreed(lambda: cas.Determined(settings=settings).get_checkpoint("{uuid(8)}"), settings=settings)
 except CasError as error:
     say(error=type(error).__name__, text=str(error))
+try:
+    Checkpoint.agreed(lambda: [][0], settings=settings)
+except Exception as error:
+    say(error=type(error).__name__, text=str(error))
+    dist.barrier()  # nobody has gone
 """
     job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
 
@@ -205,7 +210,9 @@ except CasError as error:
         assert one[0] == {"here": 3}
         assert one[1] == {"uuid": uuid(7), "used": True, "size": 3_000_000}
         assert uuid(8) in one[2]["text"]
+        assert one[3]["text"].endswith("list index out of range")
     assert [one[2]["error"] for one in told] == ["NotFoundError", "PeerError"]
+    assert [one[3]["error"] for one in told] == ["IndexError", "PeerError"]
 
 
 def test_the_files_that_the_first_rank_wants_are_fetched_and_no_others(

@@ -413,10 +413,15 @@ class _Together:
             raise ContentError(f"the hosts of the job have different files of checkpoint {uuid}; load it again")
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return what other ranks are told of an error: one line, whoever raised it."""
+    text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
+
+
 def _said(error: BaseException) -> bytes:
     mark = "~" if isinstance(error, ALONE) else "!"
-    text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
-    return f"{mark}{text:.2000}".encode("utf-8", "replace")
+    return f"{mark}{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
