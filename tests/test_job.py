@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
-from proxy import Proxy, counting, relaying
+from proxy import Fault, Proxy, counting, relaying
 from s3_server import S3Server, free_ports
 from stores import OTHER_UUID, ROOT, UUID, lies, uuid
 from web_server import Site, serving
@@ -523,6 +523,25 @@ def test_the_first_rank_asks_for_many_checksums_at_once(
     assert [job.told(rank)[0] for rank in range(2)] == [{"done": True}] * 2
     assert len(asked) >= 40
     assert asked[-1] - asked[0] < 40 * proxy.delay / 2
+
+
+def test_what_ends_it_after_the_exchange_is_raised_as_what_it_is(
+    start: Start, site: tuple[Site, Proxy], tmp_path: Path
+) -> None:
+    """Of a file with no validator each host reads its own, and all that comes is wrong."""
+    pages, proxy = site
+    pages.etag, pages.modified, pages.digest = "none", False, True
+    pages.write(f"{UUID}/model.pth", random.Random(4).randbytes(MIB))
+    proxy.faults = lambda asking: Fault(flip=True) if asking.path.endswith("model.pth") else None
+    job = start(
+        [tmp_path / "a", tmp_path / "b"], f"http://127.0.0.1:{proxy.port}/{UUID}/", IN_THREE_SECONDS, timeout=30
+    )
+
+    told = [job.told(rank)[0] for rank in range(2)]
+
+    assert {one["error"] for one in told} <= {"DigestMismatchError", "PeerError"}
+    assert "DigestMismatchError" in {one["error"] for one in told}
+    assert all("model.pth: expected sha256:" in one["text"] for one in told)
 
 
 def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None:

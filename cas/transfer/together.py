@@ -117,7 +117,7 @@ def pull_together(
         return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
-class _AloneError(PeerError):
+class _AloneError(Exception):
     """The exchange ends here; each host goes on by itself."""
 
 
@@ -134,6 +134,7 @@ class _Together:
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
+        self._may_part = False  # whether each host may go on by itself, and no rank has to fail
         self._watch = Watch()
         self._worker = Workers(1, self._watch.ended, "cas-rank")
 
@@ -157,11 +158,13 @@ class _Together:
         here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
         files = HostFiles(session, shared, known, self._watch) if leads else None
+        self._may_part = True
         try:
             self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
+            self._may_part = False
             if files is not None:
                 session.stop.set()
                 files.close()
@@ -205,9 +208,10 @@ class _Together:
         """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
         done = work.done()
         failure = work.exception() if done else self._standstill(idle)
-        word = _said(failure) if failure is not None else b"" if done else _WORKING
+        parts = self._may_part and isinstance(failure, ALONE)
+        word = _said(failure, parts=parts) if failure is not None else b"" if done else _WORKING
         answers = self._group.gather(word)
-        if failure is not None and not isinstance(failure, ALONE):
+        if failure is not None and not parts:
             raise failure
         found = [
             (rank, answer.decode("utf-8", "replace"))
@@ -419,9 +423,8 @@ def in_a_line(error: BaseException) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
 
 
-def _said(error: BaseException) -> bytes:
-    mark = "~" if isinstance(error, ALONE) else "!"
-    return f"{mark}{in_a_line(error)}".encode("utf-8", "replace")
+def _said(error: BaseException, *, parts: bool) -> bytes:
+    return f"{'~' if parts else '!'}{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
