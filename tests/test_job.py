@@ -544,6 +544,31 @@ def test_what_ends_it_after_the_exchange_is_raised_as_what_it_is(
     assert all("model.pth: expected sha256:" in one["text"] for one in told)
 
 
+def test_wrong_groups_and_other_calls_are_named(
+    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    scenario = f"""
+import torch
+for wrong in ("gloo", 0, [0, 1]):
+    try:
+        checkpoint("{UUID}").share(wrong)
+    except CasError as error:
+        say(error=type(error).__name__, text=str(error))
+if rank == 0:
+    dist.broadcast(torch.full((1,), 3.5, dtype=torch.float64), 0)  # which the other takes for the size of a message
+checkpoint("{UUID}").share()
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+    told = [job.told(rank) for rank in range(2)]
+
+    for one in told:
+        assert [wrong["error"] for wrong in one[:3]] == ["UsageError"] * 3
+        assert "True or a group of torch.distributed, and not [0, 1]" in one[2]["text"]
+    assert [one[3]["error"] for one in told] == ["PeerError"] * 2
+    assert "do not make the same calls in the same order" in told[1][3]["text"]
+    assert told[0][3]["text"].endswith((" …", ".", "!"))  # and not in the middle of a word
+
+
 def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None:
     from cas.checkpoint import Checkpoint
     from cas.config import Settings
