@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
-from proxy import Fault, Proxy, counting, relaying
+from proxy import Exchange, Fault, Proxy, counting, relaying
 from s3_server import S3Server, free_ports
 from stores import OTHER_UUID, ROOT, UUID, lies, uuid
 from web_server import Site, serving
@@ -542,6 +543,34 @@ def test_what_ends_it_after_the_exchange_is_raised_as_what_it_is(
     assert {one["error"] for one in told} <= {"DigestMismatchError", "PeerError"}
     assert "DigestMismatchError" in {one["error"] for one in told}
     assert all("model.pth: expected sha256:" in one["text"] for one in told)
+
+
+def test_a_host_that_cannot_compute_the_declared_checksum_takes_part(
+    start: Start, site: tuple[Site, Proxy], tmp_path: Path
+) -> None:
+    crc32c = pytest.importorskip("awscrt.checksums").crc32c
+    pages, proxy = site
+    content = {"small": b"hello", "model.pth": random.Random(4).randbytes(20 * MIB)}
+    for name, data in content.items():
+        pages.write(f"{UUID}/{name}", data)
+    told = {name: base64.b64encode(crc32c(data).to_bytes(4, "big")).decode() for name, data in content.items()}
+
+    def declare(asking: Exchange) -> Fault | None:
+        name = asking.path.rpartition("/")[2]
+        return Fault(headers={"Digest": f"crc32c={told[name]}"}) if name in told else None
+
+    proxy.faults = declare
+    scenario = f"""
+if rank == 1:
+    sys.modules["awscrt"] = None  # not installed there
+shared = checkpoint("{UUID}")
+shared.share()
+say(proofs=dict(shared.proofs))
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], f"http://127.0.0.1:{proxy.port}/{UUID}/", scenario)
+
+    proofs = [job.told(rank)[0]["proofs"] for rank in range(2)]
+    assert proofs == [dict.fromkeys(content, proof) for proof in ("origin checksum (crc32c)", "length only")]
 
 
 def test_wrong_groups_and_other_calls_are_named(
