@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -358,7 +359,7 @@ def test_what_one_rank_cannot_open_all_hear_of_at_once(
     assert remote[1]["error"] == "OfflineError"
     for told in (home, remote):
         assert told[0]["error"] == "PeerError"
-        assert told[0]["text"] == f"rank 1 of the process group failed: {told[1]['text']}"
+        assert told[0]["text"] == f"rank 1 of the process group (on {platform.node()}) failed: {told[1]['text']}"
         assert told[0]["seconds"] < 20
 
 
@@ -395,17 +396,23 @@ say(size=(first.view() / "weights").stat().st_size)
     assert [job.told(rank) for rank in range(2)] == [[{"here": [UUID]}, {"size": 3_000_000}]] * 2
 
 
+@pytest.mark.parametrize("check_space", [True, False])
 def test_a_host_with_a_full_disk_ends_it_for_every_rank(
-    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+    check_space: bool, start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, tmp_path: Path
 ) -> None:
+    """Before anything is fetched, if it may be looked at."""
+    scenario = f'settings = settings.but(check_space={check_space}); checkpoint("{UUID}").share()'
     with tmpfs(tmp_path / "small", size="30m") as small:
-        job = start([tmp_path / "a", small / "home", tmp_path / "c"], storage(), f'checkpoint("{UUID}").share()')
+        job = start([tmp_path / "a", small / "home", tmp_path / "c"], storage(), scenario)
         told = [job.told(rank)[0] for rank in range(3)]
 
         assert [one["error"] for one in told] == ["PeerError", "NoSpaceError", "PeerError"]
-        assert told[0]["text"].startswith("rank 1 of the process group failed: ")
+        assert str(small / "home") in told[1]["text"]
+        assert told[0]["text"] == f"rank 1 of the process group (on {platform.node()}) failed: {told[1]['text']}"
         assert all(one["seconds"] < 60 for one in told)
         assert lies(tmp_path / "a") == lies(small / "home") == []
+        assert (proxy.bodies() == 0) is check_space
+        assert ("MiB are missing" in told[1]["text"]) is check_space
 
 
 def blocks(path: Path) -> int:
@@ -501,7 +508,9 @@ def test_a_host_whose_disk_hangs_ends_it_for_the_others(
 
     for one in told:
         assert one["error"] == "PeerError"
-        assert "rank 1 of the process group failed: nothing was read or written for " in one["text"]
+        assert one["text"].startswith(
+            f"rank 1 of the process group (on {platform.node()}) failed: nothing was read or "
+        )
         assert str(hung) in one["text"]
 
 

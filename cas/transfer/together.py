@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,6 +161,7 @@ class _Together:
         files = HostFiles(session, shared, known, self._watch) if leads else None
         self._may_part = True
         try:
+            self._together(self._require_room, files, uuid)
             self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
@@ -188,7 +190,7 @@ class _Together:
 
     def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
         """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
-        work = self._worker.submit(self._watch.doing, doing, *arguments)
+        work: Future[T] = self._worker.submit(self._watch.doing, self._explained, doing, *arguments)
         sign, since = self._watch.sign(), time.monotonic()
         try:
             while True:
@@ -203,6 +205,11 @@ class _Together:
         except BaseException:
             self.close()
             raise
+
+    def _explained(self, doing: Callable[..., T], *arguments: Any) -> T:
+        """Do it; of a disk that is full, say to the others too which one that is."""
+        with explained(f"cannot write into {self._settings.home}"):
+            return doing(*arguments)
 
     def _is_going_on(self, work: Future[T], idle: float) -> bool:
         """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
@@ -220,11 +227,12 @@ class _Together:
         ]
         for rank, text in found:
             if text[0] == "!":
-                raise PeerError(f"rank {rank} of the process group failed: {text[1:]}")
+                host, _, reason = text[1:].partition("\n")
+                raise PeerError(f"rank {rank} of the process group (on {host}) failed: {reason}")
         if _WORKING in answers:
             return True
         if found:
-            raise _AloneError(found[0][1][1:])
+            raise _AloneError(found[0][1].partition("\n")[2])
         return False
 
     def _standstill(self, idle: float) -> CasError | None:
@@ -326,6 +334,10 @@ class _Together:
 
     # --- the rounds --------------------------------------------------------------------------------------------
 
+    def _require_room(self, files: HostFiles | None, uuid: str) -> None:
+        if files is not None and self._settings.check_space:
+            files.require_room(f"cannot fetch checkpoint {uuid}")
+
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
         held = self._together(lambda: files.held() if files is not None else {})
         told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
@@ -424,7 +436,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def _said(error: BaseException, *, parts: bool) -> bytes:
-    return f"{'~' if parts else '!'}{in_a_line(error)}".encode("utf-8", "replace")
+    return f"{'~' if parts else '!'}{platform.node()}\n{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
