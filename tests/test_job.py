@@ -582,6 +582,40 @@ say(proofs=dict(shared.proofs))
     assert proofs == [dict.fromkeys(content, proof) for proof in ("origin checksum (crc32c)", "length only")]
 
 
+def test_what_hosts_have_read_differently_is_read_again(start: Start, site: tuple[Site, Proxy], tmp_path: Path) -> None:
+    """With no validator each host reads its own, and no checksum tells which of them is right."""
+    pages, proxy = site
+    pages.etag, pages.modified = "none", False
+    data = random.Random(4).randbytes(MIB)
+    pages.write(f"{UUID}/model.pth", data)
+    pages.write(f"{UUID}/notes.txt", b"hello")
+    asked: list[str] = []
+
+    def flip_first(asking: Exchange) -> Fault | None:
+        if asking.method != "GET" or not asking.path.endswith("model.pth"):
+            return None
+        asked.append(asking.path)
+        return Fault(flip=len(asked) == 1)
+
+    proxy.faults = flip_first
+    scenario = f"""
+try:
+    checkpoint("{UUID}").share()
+except CasError as error:
+    say(error=type(error).__name__, text=str(error))
+shared = checkpoint("{UUID}")
+shared.share()
+say(first=(shared.view() / "model.pth").read_bytes()[0])
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], f"http://127.0.0.1:{proxy.port}/{UUID}/", scenario)
+    told = [job.told(rank) for rank in range(2)]
+
+    for one in told:
+        assert one[0]["error"] == "ContentError" and one[0]["text"].startswith("model.pth of checkpoint")
+        assert one[1] == {"first": data[0]}
+    assert len(asked) == 4
+
+
 def test_wrong_groups_and_other_calls_are_named(
     start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:

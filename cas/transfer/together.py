@@ -14,7 +14,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -175,7 +175,7 @@ class _Together:
             report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, partial=partial))
         else:
             self._together(lambda: None)
-        self._compare(registry, uuid, leads=leads)
+        self._compare(registry, uuid, shared, leads=leads)
         if report is None or self._report is not None:
             return self._report
         return replace(
@@ -413,20 +413,38 @@ class _Together:
             watch=self._watch,
         )
 
-    def _compare(self, registry: str, uuid: str, *, leads: bool) -> None:
+    def _compare(self, registry: str, uuid: str, shared: SharedFiles, *, leads: bool) -> None:
         """See that all hosts have the same.
 
         Raises:
-            ContentError: they do not: the checkpoint was replaced at its origin meanwhile.
+            ContentError: they do not: the checkpoint was replaced at its origin meanwhile, or bytes were wrong.
         """
 
         def mine() -> bytes:
             manifest = self._store.resolve(registry, uuid) if leads else None
-            return self._selection.part_of(manifest).digest.hex.encode() if manifest is not None else b""
+            if manifest is None:
+                return b"{}"
+            entries = self._selection.part_of(manifest).files
+            return json.dumps({entry.path: str(entry.digest or entry.size) for entry in entries}).encode()
 
         told = self._group.gather(self._together(mine))
-        if len({told[rank] for rank in self._leaders}) != 1:
-            raise ContentError(f"the hosts of the job have different files of checkpoint {uuid}; load it again")
+        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._leaders]
+        differ = {path for path in set().union(*found) if len({one.get(path) for one in found}) > 1}
+        if not differ:
+            return
+        self._together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
+        name = min(differ)
+        more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+        raise ContentError(f"{name}{more} of checkpoint {uuid} is not the same on all hosts of the job; load it again")
+
+    def _forget(self, registry: str, uuid: str, shared: SharedFiles, differ: Collection[str]) -> None:
+        """Know nothing of files that hosts have read differently: the next job reads them from their origin again."""
+        if shared.is_known:
+            return  # and they may lie nowhere else
+        self._store.facts.withdraw_origins(
+            entry.identity for entry in shared.files if entry.path in differ and entry.identity is not None
+        )
+        self._store.refs.untag(registry, uuid)
 
 
 def in_a_line(error: BaseException) -> str:
