@@ -159,6 +159,7 @@ def test_three_hosts_cost_the_origin_one_checkpoint(
     ]
     assert [one[1] for one in told] == [{"uuid": UUID, "again": 0}] * 4  # the first rank's choice is everybody's
     assert proxy.bodies() == sum(map(len, files.values()))
+    assert sum("list-type" in one.path for one in proxy.exchanges) == 1
     for home in set(homes):
         store = Store(home)
         manifest = store.resolve(REGISTRY, UUID)

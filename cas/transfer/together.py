@@ -172,7 +172,7 @@ class _Together:
                 files.close()
         report = None
         if leads:
-            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, partial=partial))
+            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
         else:
             self._together(lambda: None)
         self._compare(registry, uuid, shared, leads=leads)
@@ -392,14 +392,30 @@ class _Together:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _conclude(
-        self, registry: str, uuid: str, sizes: dict[str, int], shared: SharedFiles, *, partial: bool
-    ) -> PullReport | None:
+        self,
+        registry: str,
+        uuid: str,
+        sizes: dict[str, int],
+        shared: SharedFiles,
+        known: Mapping[int, Digest],
+        *,
+        partial: bool,
+    ) -> PullReport:
         """Say what the checkpoint consists of; fetch what the exchange left out."""
-        if shared.is_known:
-            manifest = Manifest.of((*shared.files, *shared.others), shared.directories)
-            if absent := self._store.tag(registry, uuid, manifest):
+        if shared.is_known or (len(known) == len(shared.files) and self._selection.is_everything):
+            files = [
+                FileEntry(one.path, one.size, known.get(number, one.digest), executable=one.executable)
+                for number, one in enumerate(shared.files)
+            ]
+            manifest = Manifest.of((*files, *shared.others), shared.directories)
+            absent = self._store.tag(registry, uuid, manifest)
+            if not absent:
+                self._store.seal_later(known.values())
+                facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity)
+                proofs = {str(one.path): facts[one.identity].proof for one in shared.files if one.identity in facts}
+                return PullReport(manifest, proofs, 0, 0, 0, manifest.size, 0.0)
+            if shared.is_known:
                 raise ContentError(f"{len(absent)} files of checkpoint {uuid} were removed while they arrived")
-            return PullReport(manifest, {}, 0, 0, 0, manifest.size, 0.0)
         assert self._remote is not None  # what has no digests was listed there
         return pull(
             self._store,
