@@ -617,6 +617,18 @@ say(first=(shared.view() / "model.pth").read_bytes()[0])
     assert len(asked) == 4
 
 
+def test_two_jobs_of_the_same_hosts_cost_the_origin_one_checkpoint(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The second job waits for longer than the bound, for it sees that the first gets on."""
+    proxy.pause = 0.25
+    homes = [tmp_path / "a", tmp_path / "b"]
+    jobs = [start(homes, storage(), IN_THREE_SECONDS, timeout=30) for _ in range(2)]
+
+    assert [job.told(rank)[0] for job in jobs for rank in range(2)] == [{"done": True}] * 4
+    assert proxy.bodies() <= sum(map(len, files.values()))
+
+
 def test_wrong_groups_and_other_calls_are_named(
     start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cas.errors import ContentError, DigestMismatchError
@@ -24,6 +25,7 @@ from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
+_SMALL = "files from other hosts"
 REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 
 
@@ -57,6 +59,12 @@ class HostFiles:
             for entry in wanted
         )
         require_room(store, Need(store.home, size, len(wanted)), doing)
+
+    def folders(self) -> list[Path]:
+        """Return where in the store what is missing is written as it arrives."""
+        wanted = (entry for number, entry in enumerate(self._shared.files) if number not in self._known)
+        layout = self._session.store.layout
+        return [layout.ingest(key) for key in (_SMALL, *(self._key(entry) for entry in wanted if entry.size > BLOCK))]
 
     def held(self) -> dict[int, list[tuple[int, int]]]:
         """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
@@ -212,7 +220,7 @@ class HostFiles:
         if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
             raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
         if self._small is None:
-            self._small = self._session.store.staging("files from other hosts")
+            self._small = self._session.store.staging(_SMALL)
         self._note(number, self._small.put(data), proof)
 
     def _note(self, number: int, digest: Digest, proof: str) -> None:

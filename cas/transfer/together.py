@@ -31,11 +31,13 @@ from cas.errors import (
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.ranges import Range
+from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer import checksums
 from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.fetch import PullReport, list_files, pull
 from cas.transfer.host_files import BLOCK, HostFiles
+from cas.transfer.plan import pull_key
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
@@ -135,6 +137,7 @@ class _Together:
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
+        self._shown: Staging | None = None  # by which others see that we get on
         self._may_part = False  # whether each host may go on by itself, and no rank has to fail
         self._watch = Watch()
         self._worker = Workers(1, self._watch.ended, "cas-rank")
@@ -151,6 +154,22 @@ class _Together:
         """Do it."""
         began = time.monotonic()
         self._store = self._together(opened)
+        with contextlib.ExitStack() as locked:
+            key = pull_key(registry, uuid, self._selection)
+            self._together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
+            return self._run(registry, uuid, sizes, began, partial=partial)
+
+    def _lock(self, key: str, locked: contextlib.ExitStack) -> None:
+        """Wait for others that bring the same into the first rank's home, and let others wait for us.
+
+        One lock for all hosts: jobs that have the same hosts in another order would wait for each other.
+        """
+        locked.enter_context(self._store.exclusive(key))
+        self._shown = locked.enter_context(contextlib.closing(self._store.staging(key)))
+
+    def _run(
+        self, registry: str, uuid: str, sizes: dict[str, int], began: float, *, partial: bool
+    ) -> PullReport | None:
         leader = self._find_hosts()
         host = self._leaders.index(leader)
         leads = leader == self._group.rank
@@ -159,6 +178,8 @@ class _Together:
         here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
         files = HostFiles(session, shared, known, self._watch) if leads else None
+        if files is not None and self._shown is not None:
+            self._shown.name_parts(files.folders())
         self._may_part = True
         try:
             self._together(self._require_room, files, uuid)
