@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -361,6 +362,31 @@ say(size=(checkpoint("{UUID}").view() / "weights").stat().st_size)
 """
     job = start([tmp_path / "a", tmp_path / "b"], place, scenario)
     assert [job.told(rank) for rank in range(2)] == [[{"size": 3_000_000}]] * 2
+
+
+@pytest.mark.parametrize(("names", "most"), [("aaa", 0.4), ("ab", 1.01)], ids=["one host", "two hosts"])
+def test_a_model_alone_is_fetched_once_on_one_host_and_with_its_file_on_several(
+    names: str, most: float, start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], tmp_path: Path
+) -> None:
+    import torch
+
+    model = torch.nn.Linear(1000, 1500)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 1000)).sum().backward()
+    optimizer.step()
+    saved = io.BytesIO()
+    torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, saved)
+    upload({f"{UUID}/state_dict.pth": saved.getvalue(), f"{UUID}/notes.txt": b"hello"})
+    scenario = f"""
+shared = checkpoint("{UUID}" if rank == 0 else "{OTHER_UUID}")
+state = shared.load(only="model", process_group=True)
+say(uuid=shared.uuid, row=state["weight"][7].tolist())
+"""
+    job = start([tmp_path / name for name in names], proxy.server.storage(bucket), scenario, timeout=10)
+
+    expected = {"uuid": UUID, "row": model.weight[7].tolist()}
+    assert [job.told(rank) for rank in range(len(names))] == [[expected]] * len(names)
+    assert proxy.bodies() < most * len(saved.getvalue())
 
 
 def test_every_host_keeps_its_size(
