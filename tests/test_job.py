@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 from master_simulator import Data, Simulator
-from mounts import tmpfs
-from proxy import Proxy, counting
+from mounts import loop, tmpfs
+from proxy import Proxy, counting, relaying
 from s3_server import S3Server, free_ports
 from stores import OTHER_UUID, ROOT, UUID, lies, uuid
-from web_server import serving
+from web_server import Site, serving
 
 from cas.index.check import check
 from cas.index.store import Store
@@ -44,6 +44,8 @@ dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank
 settings = Settings.load(home=home, timeout=timeout, progress="off")
 
 def checkpoint(uuid, stored=True, **more):
+    if isinstance(json.loads(storage), str):
+        return Checkpoint.from_url(json.loads(storage), settings=settings, **more)
     config = {"checkpoint_storage": json.loads(storage)} if stored else {}
     record = CheckpointRecord(registry="http://m", uuid=uuid, experiment_config=config)
     return Checkpoint(record, settings=settings, **more)
@@ -63,7 +65,9 @@ os._exit(0)  # without waiting for peers that are gone
 class Job:
     """The ranks of one job; `homes` gives each rank's."""
 
-    def __init__(self, homes: list[Path], storage: dict[str, Any], scenario: str, folder: Path, timeout: int) -> None:
+    def __init__(
+        self, homes: list[Path], storage: dict[str, Any] | str, scenario: str, folder: Path, timeout: int
+    ) -> None:
         port = free_ports(1)[0]
         path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
         self.children = []
@@ -99,7 +103,7 @@ Start = Callable[..., Job]
 def start(tmp_path: Path) -> Iterator[Start]:
     jobs: list[Job] = []
 
-    def run(homes: list[Path], storage: dict[str, Any], scenario: str, *, timeout: int = 2) -> Job:
+    def run(homes: list[Path], storage: dict[str, Any] | str, scenario: str, *, timeout: int = 2) -> Job:
         jobs.append(Job(homes, storage, scenario, tmp_path, timeout))
         return jobs[-1]
 
@@ -458,6 +462,86 @@ def test_a_host_that_dies_or_hangs_ends_it_for_the_others_and_the_next_job_goes_
         again = start(homes, storage(), f'checkpoint("{UUID}").share(); say(done=True)')
         assert [again.told(rank)[0] for rank in range(3)] == [{"done": True}] * 3
         assert proxy.bodies() - spent < sum(map(len, files.values())) - 16 * MIB  # what had arrived was used
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Site, Proxy]]:
+    """A web site, and what relays its bytes."""
+    (tmp_path / "site").mkdir()
+    with serving(tmp_path / "site") as site, relaying(site.port) as proxy:
+        yield site, proxy
+
+
+# The bound is the group's own timeout, which is less than what follows of the settings.
+IN_THREE_SECONDS = f"""
+group = dist.new_group(timeout=timedelta(seconds=3))
+checkpoint("{UUID}").share(group)
+say(done=True)
+"""
+
+
+@pytest.mark.parametrize("etag", ["strong", "none"])
+def test_slow_work_is_waited_for_as_long_as_it_gets_on(
+    etag: str, start: Start, site: tuple[Site, Proxy], tmp_path: Path
+) -> None:
+    """With an ETag one host reads a block while the other waits for it, without one each pulls by itself."""
+    pages, proxy = site
+    pages.etag, pages.modified = etag, etag != "none"
+    data = random.Random(4).randbytes(16 * MIB)
+    pages.write(f"{UUID}/model.pth", data)
+    proxy.pause = 0.2 if etag == "none" else 0.7  # after 256 KiB, of one connection or of four
+    homes = [tmp_path / name for name in ("a", "a", "b")]
+
+    job = start(homes, f"http://127.0.0.1:{proxy.port}/{UUID}/", IN_THREE_SECONDS, timeout=30)
+    began = time.monotonic()
+
+    assert [job.told(rank)[0] for rank in range(3)] == [{"done": True}] * 3
+    assert time.monotonic() - began > 10  # which is far above the bound
+    assert proxy.bodies("model.pth") <= len(data) * (1 if etag == "strong" else 2)
+
+
+def test_a_host_whose_disk_hangs_ends_it_for_the_others(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, tmp_path: Path
+) -> None:
+    proxy.pause = 0.05
+    with loop(tmp_path / "hung", size=160 * MIB) as hung:
+        job = start([tmp_path / "a", hung / "home", tmp_path / "c"], storage(), IN_THREE_SECONDS, timeout=30)
+        end = time.monotonic() + 90
+        while not any(blocks(path) > 2048 for path in hung.glob("home/ingest/*/*/*.data")):
+            assert time.monotonic() < end and job.children[1].poll() is None, job.children[1].communicate()
+            time.sleep(0.01)
+        subprocess.run(["fsfreeze", "--freeze", hung], check=True)  # whoever writes there waits
+        try:
+            told = [job.told(rank, timeout=60)[0] for rank in (0, 2)]
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", hung], check=True)
+        job.end()
+
+    for one in told:
+        assert one["error"] == "PeerError"
+        assert "rank 1 of the process group failed: nothing was read or written for " in one["text"]
+        assert str(hung) in one["text"]
+
+
+def test_the_first_rank_asks_for_many_checksums_at_once(
+    start: Start, s3_server: S3Server, bucket: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    client = s3_server.client()
+    for number in range(40):  # in parts: no ETag spares the question
+        place = {"Bucket": bucket, "Key": f"{UUID}/{number}"}
+        begun = place | {"UploadId": client.create_multipart_upload(**place)["UploadId"]}
+        part = client.upload_part(**begun, PartNumber=1, Body=b"%d" % number)
+        client.complete_multipart_upload(**begun, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
+    client.close()
+    asked: list[float] = []
+    proxy.delay = 0.2
+    proxy.faults = lambda asking: asked.append(time.monotonic()) if asking.method == "HEAD" else None
+
+    job = start([tmp_path / "a", tmp_path / "b"], proxy.server.storage(bucket), IN_THREE_SECONDS, timeout=30)
+
+    assert [job.told(rank)[0] for rank in range(2)] == [{"done": True}] * 2
+    assert len(asked) >= 40
+    assert asked[-1] - asked[0] < 40 * proxy.delay / 2
 
 
 def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None:

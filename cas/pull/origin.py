@@ -29,6 +29,7 @@ from cas.transfer.remote import Remote
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import OnFile
 from cas.transfer.urls import remote_for_storage
+from cas.transfer.watched import Watch
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
@@ -96,21 +97,22 @@ class Origin:
         """
         return None if self.settings.mode is DownloadMode.MASTER else self.remote()
 
-    def get_all(self, store: Store, closed: CasError | None) -> PullReport:
+    def get_all(self, store: Store, closed: CasError | None, watch: Watch) -> PullReport:
         """Bring all files into the store of one host of a job, through the master.
 
         Args:
             store: where to.
-            closed: why the storage cannot be read.
+            closed: why the storage cannot be read; None if it is not to be.
+            watch: sees whether this gets on.
 
         Raises:
             CasError: as `fetch`.
         """
         if closed is None:
-            return self.fetch(store)
+            return self._through_master(store, None, None, watch)
         if self.settings.mode is DownloadMode.DIRECT or not isinstance(closed, (*_CLOSED, CheckpointNotFoundError)):
             raise closed
-        return self._around(store, closed, None, None)
+        return self._around(store, closed, None, None, watch)
 
     # --- from the storage --------------------------------------------------------------------------------------
 
@@ -140,6 +142,7 @@ class Origin:
         settings: Settings,
         on_file: OnFile | None,
         destination: Destination | None,
+        watch: Watch | None = None,
     ) -> PullReport:
         record = self.record
         return pull(
@@ -153,19 +156,25 @@ class Origin:
             selection=self.selection,
             destination=destination,
             on_file=on_file,
+            watch=watch,
         )
 
     # --- through the master ------------------------------------------------------------------------------------
 
     def _around(
-        self, store: Store, closed: CasError, on_file: OnFile | None, destination: Destination | None
+        self,
+        store: Store,
+        closed: CasError,
+        on_file: OnFile | None,
+        destination: Destination | None,
+        watch: Watch | None = None,
     ) -> PullReport:
         """Go through the master, if it may have what the storage refuses; else raise what closed that way."""
         if not self._may_go_round(closed):
             raise closed
         log.warning("%s; so the files come through the master %s", closed, self.record.registry)
         try:
-            return self._through_master(store, on_file, destination)
+            return self._through_master(store, on_file, destination, watch)
         except CasError as error:
             closed.args = (f"{closed}; and through the master: {error}",)
             raise closed from error
@@ -184,7 +193,13 @@ class Origin:
         # An empty place in a bucket is no closed way; a folder that is not mounted here is one.
         return not isinstance(error, CheckpointNotFoundError) or kind in (None, "shared_fs", "directory")
 
-    def _through_master(self, store: Store, on_file: OnFile | None, destination: Destination | None) -> PullReport:
+    def _through_master(
+        self,
+        store: Store,
+        on_file: OnFile | None,
+        destination: Destination | None,
+        watch: Watch | None = None,
+    ) -> PullReport:
         from cas.transfer.archive import ArchiveRemote
 
         record = self.record
@@ -211,7 +226,7 @@ class Origin:
                     timeout=self.settings.timeout,
                     drawing=lambda: drawer(self.settings.progress, record.uuid[:8])(sum(record.resources.values()), 0),
                 )
-                return self._pull(store, remote, quiet, on_file, destination)
+                return self._pull(store, remote, quiet, on_file, destination, watch)
             finally:
                 staging.close()
 

@@ -19,6 +19,7 @@ from cas.transfer.plan import split, unit_of
 from cas.transfer.remote import RemoteFile
 from cas.transfer.session import Session, unvouched
 from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
@@ -28,8 +29,9 @@ REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 class HostFiles:
     """The files of one host: what it has, what it reads for others, and what arrives."""
 
-    def __init__(self, session: Session, shared: SharedFiles, known: dict[int, Digest]) -> None:
+    def __init__(self, session: Session, shared: SharedFiles, known: dict[int, Digest], watch: Watch) -> None:
         self._session = session
+        self._watch = watch
         self._shared = shared
         self._known = known
         self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
@@ -107,11 +109,13 @@ class HostFiles:
             _read_file(os.fspath(self._open[number][1].path), start, place)
         else:
             self._fetch(_remote_file(entry), start, place)
+        self._watch.notice()
 
     def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
         at = 0
         for piece in self._session.remote.read(file, start, start + len(place)):
             self._session.proceed()
+            self._session.looked(len(piece))
             place[at : at + len(piece)] = piece
             at += len(piece)
         self._session.looked(at)
@@ -128,6 +132,7 @@ class HostFiles:
             at += part.length
             if part.file not in self._known:
                 self._take(part, piece)
+            self._watch.notice()
             self._advance(part.length)
 
     def _take(self, part: Part, data: memoryview) -> None:

@@ -1,7 +1,8 @@
 """A pull by many hosts of one job: each reads its share from the origin, and the job's group exchanges the rest.
 
 Every rank of the group takes part. Ranks that share a home are one host; the first of them does the host's work, the
-others only listen. What a rank cannot do it tells at the end of each round, so that all fail together, and soon.
+others only listen. What a rank does, it does in a thread, and tells the others meanwhile that it is at it: they wait as
+long as it gets on. What it cannot do it tells too, so that all fail together, and soon.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cas.config import Settings
 from cas.errors import (
@@ -40,13 +42,21 @@ from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, can_be_shared
 from cas.transfer.sidecars import without_sidecars
+from cas.transfer.small import SMALL_AT_ONCE
+from cas.transfer.watched import Watch
+from cas.transfer.workers import Workers, wait_all
 
 log = logging.getLogger("cas.transfer")
 
 T = TypeVar("T")
 
+Arrived: TypeAlias = list[tuple[Block, memoryview]]
+
 ROUND = 256 << 20  # bytes that arrive in one round, at most
 ALONE = (ChangedError, DigestMismatchError, RangesIgnoredError)  # then each host pulls by itself what is left
+TELL = 1.0  # seconds after which a rank that is still at work says so
+LEAVING = 1.0  # seconds that work which was ended gets to leave tidily
+_WORKING = b"."
 
 
 class Group(Protocol):
@@ -54,6 +64,7 @@ class Group(Protocol):
 
     rank: int
     size: int
+    bound: float  # seconds after which a rank that does not answer, or gets nothing done, is given up
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return what every rank gave, in order of rank."""
@@ -73,7 +84,7 @@ class Source(Protocol):
     def open_remote(self) -> Remote | None:
         """Return what every host reads its share of; None: one host gets them by `get_all`, for all."""
 
-    def get_all(self, store: Store, closed: CasError | None) -> PullReport:
+    def get_all(self, store: Store, closed: CasError | None, watch: Watch) -> PullReport:
         """Bring all files into one host's store, in another way; `closed` is why the remote cannot be read.
 
         Raises:
@@ -101,11 +112,11 @@ def pull_together(
 
     Raises:
         PeerError: another rank failed (the message says which, and how), or does not answer.
-        CasError: this rank failed, as `pull` does; the others were told.
+        CasError: this rank failed, as `pull` does, or got nothing done for the group's bound; the others were told.
     """
-    with explained(f"cannot write into {settings.home}"):
-        work = _Together(source, group, settings, selection)
-        return work.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
+    together = _Together(source, group, settings, selection)
+    with explained(f"cannot write into {settings.home}"), contextlib.closing(together):
+        return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
 class _AloneError(PeerError):
@@ -125,7 +136,14 @@ class _Together:
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
-        self._failure: Exception | None = None  # ours, which the others have not heard of yet
+        self._watch = Watch()
+        self._worker = Workers(1, self._watch.ended, "cas-rank")
+
+    def close(self) -> None:
+        """End what is still being done, if anything is: somebody failed, or was interrupted."""
+        self._watch.ended.set()
+        self._worker.__exit__(None)
+        self._worker.join(LEAVING)
 
     def run(
         self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
@@ -139,8 +157,8 @@ class _Together:
         shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
         known = self._together(lambda: self._prepare(shared) if leads else {})
         here = set(known)
-        session = Session(self._store, self._remote or _NoRemote(), self._settings, None)
-        files = HostFiles(session, shared, known) if leads else None
+        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
+        files = HostFiles(session, shared, known, self._watch) if leads else None
         try:
             self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
@@ -167,27 +185,53 @@ class _Together:
 
     # --- telling -----------------------------------------------------------------------------------------------
 
-    def _together(self, doing: Callable[[], T]) -> T:
-        """Do something on every rank; if it fails on one, it fails on all."""
-        failure: Exception | None = None
+    def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
+        """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
+        work = self._worker.submit(self._watch.doing, doing, *arguments)
+        sign, since = self._watch.sign(), time.monotonic()
         try:
-            value = doing()
-        except Exception as error:  # whatever it is: the others must hear of it
-            failure = error
-        self._raise_first(failure)
-        return value
+            while True:
+                wait([work], min(TELL, self._group.bound / 4))
+                current, now = self._watch.sign(), time.monotonic()
+                if current != sign:
+                    sign, since = current, now
+                if not self._is_going_on(work, now - since):
+                    return work.result()
+        except _AloneError:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
-    def _raise_first(self, failure: Exception | None) -> None:
-        text = b"" if failure is None else _said(failure)
-        answers = self._group.gather(text)
+    def _is_going_on(self, work: Future[T], idle: float) -> bool:
+        """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
+        done = work.done()
+        failure = work.exception() if done else self._standstill(idle)
+        word = _said(failure) if failure is not None else b"" if done else _WORKING
+        answers = self._group.gather(word)
         if failure is not None and not isinstance(failure, ALONE):
             raise failure
-        found = [(rank, answer.decode("utf-8", "replace")) for rank, answer in enumerate(answers) if answer]
-        for rank, answer in found:
-            if answer[0] == "!":
-                raise PeerError(f"rank {rank} of the process group failed: {answer[1:]}")
+        found = [
+            (rank, answer.decode("utf-8", "replace"))
+            for rank, answer in enumerate(answers)
+            if answer not in (b"", _WORKING)
+        ]
+        for rank, text in found:
+            if text[0] == "!":
+                raise PeerError(f"rank {rank} of the process group failed: {text[1:]}")
+        if _WORKING in answers:
+            return True
         if found:
             raise _AloneError(found[0][1][1:])
+        return False
+
+    def _standstill(self, idle: float) -> CasError | None:
+        """Return what is wrong with work that has got nothing done for so many seconds."""
+        if idle <= self._group.bound:
+            return None
+        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._settings.home})?")
+        log.error("%s", error)  # now: what cleans up may hang as well
+        return error
 
     def _find_hosts(self) -> int:
         """Find out which ranks share a home, and return the one that does the work of ours.
@@ -198,7 +242,7 @@ class _Together:
         staging = self._together(lambda: self._store.staging(f"group {key}"))
         try:
             names = [name.decode("ascii", "replace") for name in self._group.gather(staging.folder.name.encode())]
-            seen = set(os.listdir(staging.folder.parent))
+            seen = set(self._together(os.listdir, staging.folder.parent))
             mine = min(rank for rank, name in enumerate(names) if name in seen)
             told = self._group.gather(str(mine).encode())  # nobody leaves before all have looked
         finally:
@@ -208,17 +252,11 @@ class _Together:
 
     def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
         """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
-        found: bytes | None = None
-
-        def look() -> None:
-            nonlocal found
-            if self._group.rank == teller:
-                found = self._look(registry, uuid, sizes, partial=partial).encode()
-
         manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
         told = self._group.gather(b"" if manifest is None else b"whole")
         teller = next((rank for rank, one in enumerate(told) if one), 0)
-        self._together(look)
+        tells = self._group.rank == teller
+        found = self._together(lambda: self._look(registry, uuid, sizes, partial=partial).encode() if tells else None)
         return SharedFiles.decode(self._group.broadcast(found, teller))
 
     def _whole(self, registry: str, uuid: str) -> Manifest | None:
@@ -240,7 +278,7 @@ class _Together:
             except CasError as error:
                 closed = error
             if manifest is None:
-                self._report = self._source.get_all(self._store, closed)
+                self._report = self._source.get_all(self._store, closed, self._watch)
                 manifest = self._report.manifest
             elif closed is not None and self._store.absent(manifest):
                 raise closed
@@ -254,7 +292,7 @@ class _Together:
         return any(entry.digest is not None and not self._selection.takes(entry.path) for entry in manifest.files)
 
     def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
-        session = Session(self._store, remote, self._settings, None)
+        session = Session(self._store, remote, self._settings, None, self._watch)
         listing = without_sidecars(session.remote.list())
         if not listing.files and not listing.directories:
             raise CheckpointNotFoundError(f"there are no files at {remote.url}")
@@ -263,7 +301,13 @@ class _Together:
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
-        return SharedFiles(files, listing.directories, tuple(map(_Declared(session).of, listing.files)))
+        return SharedFiles(files, listing.directories, self._declared(session, listing.files))
+
+    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> tuple[Checksum | None, ...]:
+        """Ask for the checksums to verify the files by: all ranks wait, so many requests at once."""
+        count = min(len(files), self._settings.concurrency * SMALL_AT_ONCE)
+        with Workers(count, session.stop, "cas-declared") as workers:
+            return tuple(wait_all([workers.submit(_declared, session, file) for file in files], session.stop))
 
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list; open the remote if it is needed."""
@@ -296,41 +340,33 @@ class _Together:
         with contextlib.ExitStack() as line:
             if files is not None:
                 files.start(rounds, host, line.enter_context(draw(total, 0)))
+            arrived: Arrived = []
             for blocks in rounds:
-                self._round(files, host, blocks)
-            self._together(lambda: self._finish(files))
+                data = self._together(self._begin_round, files, host, blocks, arrived)
+                arrived = self._swap(host, blocks, data) if files is not None else []
+            self._together(self._finish, files, host, arrived)
 
-    def _finish(self, files: HostFiles | None) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
+        """Write what the round before brought, and return our own block of this one."""
+        if files is None:
+            return bytearray()
+        self._write(files, host, arrived)
+        return files.next_block() if any(one.owner == host for one in blocks) else bytearray()
+
+    def _finish(self, files: HostFiles | None, host: int, arrived: Arrived) -> None:
         if files is not None:
+            self._write(files, host, arrived)
             files.finish_empty()
 
-    def _round(self, files: HostFiles | None, host: int, blocks: Round) -> None:
-        """Exchange the blocks of one round. What arrived counts only when nobody failed: a host that did sent zeros."""
-        arrived: list[tuple[Block, memoryview]] = []
-        failure, self._failure = self._failure, None
-        if files is not None:
-            mine = next((one for one in blocks if one.owner == host), None)
-            data = bytearray(mine.size if mine is not None else 0)
-            try:
-                if mine is not None and failure is None:
-                    data = files.next_block()
-            except Exception as error:  # the others wait for a block: they get one, and hear of it
-                failure = error
-            arrived = self._swap(host, blocks, data)
-        self._raise_first(failure)
-        try:
-            for one, buffer in arrived:
-                if files is not None and host in one.lacking:
-                    files.write(one, buffer)
-        except Exception as error:  # told with the next round: the others are in the middle of it
-            self._failure = error
+    def _write(self, files: HostFiles, host: int, arrived: Arrived) -> None:
+        for one, buffer in arrived:
+            if host in one.lacking:
+                files.write(one, buffer)
 
-    def _swap(self, host: int, blocks: Round, data: bytearray) -> list[tuple[Block, memoryview]]:
+    def _swap(self, host: int, blocks: Round, data: bytearray) -> Arrived:
         sends: list[tuple[int, bytearray | memoryview]] = []
         receives: list[tuple[int, memoryview]] = []
-        arrived: list[tuple[Block, memoryview]] = []
+        arrived: Arrived = []
         for one in blocks:
             if one.owner == host:
                 sends += [(self._leaders[other], data) for other in one.lacking if other != host]
@@ -363,6 +399,7 @@ class _Together:
             expected_sizes=sizes,
             partial=partial,
             selection=self._selection,
+            watch=self._watch,
         )
 
     def _compare(self, registry: str, uuid: str, *, leads: bool) -> None:
@@ -381,7 +418,7 @@ class _Together:
             raise ContentError(f"the hosts of the job have different files of checkpoint {uuid}; load it again")
 
 
-def _said(error: Exception) -> bytes:
+def _said(error: BaseException) -> bytes:
     mark = "~" if isinstance(error, ALONE) else "!"
     text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
     return f"{mark}{text:.2000}".encode("utf-8", "replace")
@@ -391,15 +428,10 @@ def _held(data: bytes) -> Held:
     return {int(file): [Range(*span) for span in spans] for file, spans in json.loads(data).items()}
 
 
-class _Declared:
-    """Asks for the checksum to verify a file by, if the listing does not suggest one."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def of(self, file: RemoteFile) -> Checksum | None:
-        likely = checksums.choose(self._session.remote.likely_checksums(file), md5=True)
-        return likely if likely is not None and file.size <= BLOCK else self._session.declared(file)
+def _declared(session: Session, file: RemoteFile) -> Checksum | None:
+    """Ask for the checksum to verify a file by, if the listing does not suggest one."""
+    likely = checksums.choose(session.remote.likely_checksums(file), md5=True)
+    return likely if likely is not None and file.size <= BLOCK else session.declared(file)
 
 
 class _NoRemote:
