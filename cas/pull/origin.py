@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cas.config import DownloadMode, Progress, Settings, Verify
@@ -47,6 +47,7 @@ class Origin:
 
     `master` answers for the record's registry, if that is a master; without one, it is made of the settings when it is
     needed. `options` are the `storage_options` of a place that a URL names, and `selection` says which files are meant.
+    `watch` sees whether a pull gets on.
     """
 
     record: CheckpointRecord
@@ -54,6 +55,7 @@ class Origin:
     master: HandsOutFiles | None = None
     options: Mapping[str, Any] | None = field(default=None, repr=False)
     selection: Selection = EVERYTHING
+    watch: Watch | None = field(default=None, repr=False)
 
     def fetch(
         self,
@@ -102,17 +104,20 @@ class Origin:
 
         Args:
             store: where to.
-            closed: why the storage cannot be read; None if it is not to be.
-            watch: sees whether this gets on.
+            closed: why the storage cannot be read.
+            watch: sees whether it gets on.
 
         Raises:
             CasError: as `fetch`.
         """
+        return replace(self, watch=watch)._get_all(store, closed)
+
+    def _get_all(self, store: Store, closed: CasError | None) -> PullReport:
         if closed is None:
-            return self._through_master(store, None, None, watch)
+            return self.fetch(store)
         if self.settings.mode is DownloadMode.DIRECT or not isinstance(closed, (*_CLOSED, CheckpointNotFoundError)):
             raise closed
-        return self._around(store, closed, None, None, watch)
+        return self._around(store, closed, None, None)
 
     # --- from the storage --------------------------------------------------------------------------------------
 
@@ -142,7 +147,6 @@ class Origin:
         settings: Settings,
         on_file: OnFile | None,
         destination: Destination | None,
-        watch: Watch | None = None,
     ) -> PullReport:
         record = self.record
         return pull(
@@ -156,25 +160,20 @@ class Origin:
             selection=self.selection,
             destination=destination,
             on_file=on_file,
-            watch=watch,
+            watch=self.watch,
         )
 
     # --- through the master ------------------------------------------------------------------------------------
 
     def _around(
-        self,
-        store: Store,
-        closed: CasError,
-        on_file: OnFile | None,
-        destination: Destination | None,
-        watch: Watch | None = None,
+        self, store: Store, closed: CasError, on_file: OnFile | None, destination: Destination | None
     ) -> PullReport:
         """Go through the master, if it may have what the storage refuses; else raise what closed that way."""
         if not self._may_go_round(closed):
             raise closed
         log.warning("%s; so the files come through the master %s", closed, self.record.registry)
         try:
-            return self._through_master(store, on_file, destination, watch)
+            return self._through_master(store, on_file, destination)
         except CasError as error:
             closed.args = (f"{closed}; and through the master: {error}",)
             raise closed from error
@@ -193,13 +192,7 @@ class Origin:
         # An empty place in a bucket is no closed way; a folder that is not mounted here is one.
         return not isinstance(error, CheckpointNotFoundError) or kind in (None, "shared_fs", "directory")
 
-    def _through_master(
-        self,
-        store: Store,
-        on_file: OnFile | None,
-        destination: Destination | None,
-        watch: Watch | None = None,
-    ) -> PullReport:
+    def _through_master(self, store: Store, on_file: OnFile | None, destination: Destination | None) -> PullReport:
         from cas.transfer.archive import ArchiveRemote
 
         record = self.record
@@ -226,7 +219,7 @@ class Origin:
                     timeout=self.settings.timeout,
                     drawing=lambda: drawer(self.settings.progress, record.uuid[:8])(sum(record.resources.values()), 0),
                 )
-                return self._pull(store, remote, quiet, on_file, destination, watch)
+                return self._pull(store, remote, quiet, on_file, destination)
             finally:
                 staging.close()
 

@@ -118,7 +118,6 @@ class HostFiles:
             self._session.looked(len(piece))
             place[at : at + len(piece)] = piece
             at += len(piece)
-        self._session.looked(at)
         if at != len(place):
             raise ContentError(f"{file.identity.url}: {at} bytes came, and {len(place)} were asked for")
 

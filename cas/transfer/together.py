@@ -22,7 +22,6 @@ from cas.config import Settings
 from cas.errors import (
     CasError,
     ChangedError,
-    CheckpointNotFoundError,
     ContentError,
     DigestMismatchError,
     PeerError,
@@ -34,14 +33,13 @@ from cas.index.ranges import Range
 from cas.index.store import Store, explained
 from cas.transfer import checksums
 from cas.transfer.exchange import Block, Held, Round, plan_exchange
-from cas.transfer.fetch import PullReport, check_sizes, pull
+from cas.transfer.fetch import PullReport, list_files, pull
 from cas.transfer.host_files import BLOCK, HostFiles
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, can_be_shared
-from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SMALL_AT_ONCE
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
@@ -255,8 +253,9 @@ class _Together:
         manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
         told = self._group.gather(b"" if manifest is None else b"whole")
         teller = next((rank for rank, one in enumerate(told) if one), 0)
-        tells = self._group.rank == teller
-        found = self._together(lambda: self._look(registry, uuid, sizes, partial=partial).encode() if tells else None)
+        found = self._together(
+            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
+        )
         return SharedFiles.decode(self._group.broadcast(found, teller))
 
     def _whole(self, registry: str, uuid: str) -> Manifest | None:
@@ -293,11 +292,7 @@ class _Together:
 
     def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
         session = Session(self._store, remote, self._settings, None, self._watch)
-        listing = without_sidecars(session.remote.list())
-        if not listing.files and not listing.directories:
-            raise CheckpointNotFoundError(f"there are no files at {remote.url}")
-        check_sizes(listing, sizes, url=remote.url, partial=partial)
-        listing = self._selection.of_listing(listing)
+        listing = self._selection.of_listing(list_files(session.remote, sizes, partial=partial))
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
