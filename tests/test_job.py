@@ -393,6 +393,31 @@ say(uuid=shared.uuid, row=state["weight"][7].tolist())
     assert proxy.bodies() < most * len(saved.getvalue())
 
 
+def test_donors_are_used_where_all_hosts_have_them(
+    start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], tmp_path: Path
+) -> None:
+    """A checkpoint that shares nearly all its tensors with one that is here costs its new bytes, for each host."""
+    import torch
+
+    tensors = {f"layer{number}": torch.randn(512, 512) for number in range(16)}
+    for name in (OTHER_UUID, UUID):
+        saved = io.BytesIO()
+        torch.save(tensors, saved)
+        upload({f"{name}/state_dict.pth": saved.getvalue()})
+        tensors["layer3"] = torch.randn(512, 512)
+    storage, size = proxy.server.storage(bucket), len(saved.getvalue())
+    earlier = start([tmp_path / name for name in "abd"], storage, f'checkpoint("{OTHER_UUID}").share(); say(done=True)')
+    assert [earlier.told(rank) for rank in range(3)] == [[{"done": True}]] * 3
+
+    scenario = f'checkpoint("{UUID}").share(); say(done=True)'
+    for names, least, most in (("aab", 0.1, 0.3), ("dc", 0.99, 1.01)):  # the last host has none
+        before = proxy.bodies()
+        job = start([tmp_path / name for name in names], storage, scenario)
+        assert [job.told(rank) for rank in range(len(names))] == [[{"done": True}]] * len(names)
+        assert least * size < proxy.bodies() - before < most * size
+        assert lies(tmp_path / "b") == lies(tmp_path / "c") == []
+
+
 def test_every_host_keeps_its_size(
     start: Start, storage: Callable[[], dict[str, Any]], upload: Callable[..., None], tmp_path: Path
 ) -> None:
