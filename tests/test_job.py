@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
-from proxy import Proxy, counting, relaying
+from proxy import Exchange, Fault, Proxy, counting, relaying
 from s3_server import S3Server, free_ports
 from stores import OTHER_UUID, ROOT, UUID, lies, uuid
 from web_server import Site, serving
@@ -196,6 +198,11 @@ try:
     Checkpoint.agreed(lambda: cas.Determined(settings=settings).get_checkpoint("{uuid(8)}"), settings=settings)
 except CasError as error:
     say(error=type(error).__name__, text=str(error))
+try:
+    Checkpoint.agreed(lambda: [][0], settings=settings)
+except Exception as error:
+    say(error=type(error).__name__, text=str(error))
+    dist.barrier()  # nobody has gone
 """
     job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
 
@@ -206,7 +213,9 @@ except CasError as error:
         assert one[0] == {"here": 3}
         assert one[1] == {"uuid": uuid(7), "used": True, "size": 3_000_000}
         assert uuid(8) in one[2]["text"]
+        assert one[3]["text"].endswith("list index out of range")
     assert [one[2]["error"] for one in told] == ["NotFoundError", "PeerError"]
+    assert [one[3]["error"] for one in told] == ["IndexError", "PeerError"]
 
 
 def test_the_files_that_the_first_rank_wants_are_fetched_and_no_others(
@@ -351,7 +360,7 @@ def test_what_one_rank_cannot_open_all_hear_of_at_once(
     assert remote[1]["error"] == "OfflineError"
     for told in (home, remote):
         assert told[0]["error"] == "PeerError"
-        assert told[0]["text"] == f"rank 1 of the process group failed: {told[1]['text']}"
+        assert told[0]["text"] == f"rank 1 of the process group (on {platform.node()}) failed: {told[1]['text']}"
         assert told[0]["seconds"] < 20
 
 
@@ -438,17 +447,23 @@ say(size=(first.view() / "weights").stat().st_size)
     assert [job.told(rank) for rank in range(2)] == [[{"here": [UUID]}, {"size": 3_000_000}]] * 2
 
 
+@pytest.mark.parametrize("check_space", [True, False])
 def test_a_host_with_a_full_disk_ends_it_for_every_rank(
-    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+    check_space: bool, start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, tmp_path: Path
 ) -> None:
+    """Before anything is fetched, if it may be looked at."""
+    scenario = f'settings = settings.but(check_space={check_space}); checkpoint("{UUID}").share()'
     with tmpfs(tmp_path / "small", size="30m") as small:
-        job = start([tmp_path / "a", small / "home", tmp_path / "c"], storage(), f'checkpoint("{UUID}").share()')
+        job = start([tmp_path / "a", small / "home", tmp_path / "c"], storage(), scenario)
         told = [job.told(rank)[0] for rank in range(3)]
 
         assert [one["error"] for one in told] == ["PeerError", "NoSpaceError", "PeerError"]
-        assert told[0]["text"].startswith("rank 1 of the process group failed: ")
+        assert str(small / "home") in told[1]["text"]
+        assert told[0]["text"] == f"rank 1 of the process group (on {platform.node()}) failed: {told[1]['text']}"
         assert all(one["seconds"] < 60 for one in told)
         assert lies(tmp_path / "a") == lies(small / "home") == []
+        assert (proxy.bodies() == 0) is check_space
+        assert ("MiB are missing" in told[1]["text"]) is check_space
 
 
 def blocks(path: Path) -> int:
@@ -544,7 +559,9 @@ def test_a_host_whose_disk_hangs_ends_it_for_the_others(
 
     for one in told:
         assert one["error"] == "PeerError"
-        assert "rank 1 of the process group failed: nothing was read or written for " in one["text"]
+        assert one["text"].startswith(
+            f"rank 1 of the process group (on {platform.node()}) failed: nothing was read or "
+        )
         assert str(hung) in one["text"]
 
 
@@ -567,6 +584,78 @@ def test_the_first_rank_asks_for_many_checksums_at_once(
     assert [job.told(rank)[0] for rank in range(2)] == [{"done": True}] * 2
     assert len(asked) >= 40
     assert asked[-1] - asked[0] < 40 * proxy.delay / 2
+
+
+def test_what_ends_it_after_the_exchange_is_raised_as_what_it_is(
+    start: Start, site: tuple[Site, Proxy], tmp_path: Path
+) -> None:
+    """Of a file with no validator each host reads its own, and all that comes is wrong."""
+    pages, proxy = site
+    pages.etag, pages.modified, pages.digest = "none", False, True
+    pages.write(f"{UUID}/model.pth", random.Random(4).randbytes(MIB))
+    proxy.faults = lambda asking: Fault(flip=True) if asking.path.endswith("model.pth") else None
+    job = start(
+        [tmp_path / "a", tmp_path / "b"], f"http://127.0.0.1:{proxy.port}/{UUID}/", IN_THREE_SECONDS, timeout=30
+    )
+
+    told = [job.told(rank)[0] for rank in range(2)]
+
+    assert {one["error"] for one in told} <= {"DigestMismatchError", "PeerError"}
+    assert "DigestMismatchError" in {one["error"] for one in told}
+    assert all("model.pth: expected sha256:" in one["text"] for one in told)
+
+
+def test_a_host_that_cannot_compute_the_declared_checksum_takes_part(
+    start: Start, site: tuple[Site, Proxy], tmp_path: Path
+) -> None:
+    crc32c = pytest.importorskip("awscrt.checksums").crc32c
+    pages, proxy = site
+    content = {"small": b"hello", "model.pth": random.Random(4).randbytes(20 * MIB)}
+    for name, data in content.items():
+        pages.write(f"{UUID}/{name}", data)
+    told = {name: base64.b64encode(crc32c(data).to_bytes(4, "big")).decode() for name, data in content.items()}
+
+    def declare(asking: Exchange) -> Fault | None:
+        name = asking.path.rpartition("/")[2]
+        return Fault(headers={"Digest": f"crc32c={told[name]}"}) if name in told else None
+
+    proxy.faults = declare
+    scenario = f"""
+if rank == 1:
+    sys.modules["awscrt"] = None  # not installed there
+shared = checkpoint("{UUID}")
+shared.share()
+say(proofs=dict(shared.proofs))
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], f"http://127.0.0.1:{proxy.port}/{UUID}/", scenario)
+
+    proofs = [job.told(rank)[0]["proofs"] for rank in range(2)]
+    assert proofs == [dict.fromkeys(content, proof) for proof in ("origin checksum (crc32c)", "length only")]
+
+
+def test_wrong_groups_and_other_calls_are_named(
+    start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    scenario = f"""
+import torch
+for wrong in ("gloo", 0, [0, 1]):
+    try:
+        checkpoint("{UUID}").share(wrong)
+    except CasError as error:
+        say(error=type(error).__name__, text=str(error))
+if rank == 0:
+    dist.broadcast(torch.full((1,), 3.5, dtype=torch.float64), 0)  # which the other takes for the size of a message
+checkpoint("{UUID}").share()
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+    told = [job.told(rank) for rank in range(2)]
+
+    for one in told:
+        assert [wrong["error"] for wrong in one[:3]] == ["UsageError"] * 3
+        assert "True or a group of torch.distributed, and not [0, 1]" in one[2]["text"]
+    assert [one[3]["error"] for one in told] == ["PeerError"] * 2
+    assert "do not make the same calls in the same order" in told[1][3]["text"]
+    assert told[0][3]["text"].endswith((" …", ".", "!"))  # and not in the middle of a word
 
 
 def test_without_a_process_group_it_says_what_is_missing(tmp_path: Path) -> None:

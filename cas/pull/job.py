@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cas.config import Settings
-from cas.errors import CasError, PeerError
+from cas.errors import PeerError
 from cas.index.store import Store
 from cas.pull.origin import Origin
 from cas.registry.records import CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.process_group import TorchGroup
 from cas.transfer.selection import EVERYTHING, Selection
-from cas.transfer.together import Group, pull_together
+from cas.transfer.together import Group, in_a_line, pull_together
 
 log = logging.getLogger("cas.checkpoint")
 
@@ -108,18 +108,18 @@ def agree(group: Group, choose: Callable[[], Chosen]) -> Chosen:
 
     Raises:
         PeerError: the first rank could not choose; the message says why.
-        CasError: this is the first rank, and it could not.
+        Exception: this is the first rank, and `choose` raised it.
     """
     chosen: Chosen | None = None
-    failure: CasError | None = None
-    answer: dict[str, Any] = {}
+    failure: Exception | None = None
+    answer = b""
     if group.rank == 0:
         try:
             chosen = choose()
-            answer = chosen.to_json()
-        except CasError as error:
-            failure, answer = error, {"error": str(error)}
-    told = json.loads(group.broadcast(json.dumps(answer).encode(), 0))
+            answer = json.dumps(chosen.to_json()).encode()
+        except Exception as error:  # whatever it is: the others wait, and must hear of it
+            failure, answer = error, json.dumps({"error": in_a_line(error)}).encode()
+    told = json.loads(group.broadcast(answer, 0))
     if failure is not None:
         raise failure
     if "error" in told:

@@ -11,6 +11,7 @@ from cas.index.digest import Digest
 from cas.index.ingest import Ingest
 from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
+from cas.index.space import Need, left_over, require_room
 from cas.index.staging import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY, Verifier
@@ -33,11 +34,29 @@ class HostFiles:
         self._session = session
         self._watch = watch
         self._shared = shared
+        # What this Python cannot compute vouches for nothing here: all hosts compare their digests at the end.
+        self._declared = [
+            one if one is not None and checksums.start(one.kind) is not None else None for one in shared.declared
+        ]
         self._known = known
         self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
         self._small: Staging | None = None
         self._loaded: list[Any] = []
         self._advance: Callable[[int], None] = lambda count: None
+
+    def require_room(self, doing: str) -> None:
+        """Refuse what will not fit, before anything is written; `doing` is what cannot be done then.
+
+        Raises:
+            NoSpaceError: what is missing has no room in this home.
+        """
+        store = self._session.store
+        wanted = [entry for number, entry in enumerate(self._shared.files) if number not in self._known]
+        size = sum(
+            max(entry.size - (left_over(store.layout, self._key(entry)) if entry.size > BLOCK else 0), 0)
+            for entry in wanted
+        )
+        require_room(store, Need(store.home, size, len(wanted)), doing)
 
     def held(self) -> dict[int, list[tuple[int, int]]]:
         """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
@@ -149,16 +168,18 @@ class HostFiles:
 
     def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
         if number not in self._open:
-            entry, checksum = self._shared.files[number], self._shared.declared[number]
-            if entry.identity is not None:
-                key, source = unit_of(_remote_file(entry)).key, entry.identity.key
-            else:
-                key = source = f"blob {entry.digest}"
+            entry, checksum = self._shared.files[number], self._declared[number]
+            key = self._key(entry)
+            source = entry.identity.key if entry.identity is not None else key
             verifier = Verifier(checksum) if checksum is not None else None
             staging = self._session.store.staging(key)
             ingest = staging.ingest(entry.size, source=source, followers=(verifier,) if verifier else ())
             self._open[number] = (staging, ingest, verifier)
         return self._open[number]
+
+    def _key(self, entry: FileEntry) -> str:
+        """Name the folder of a file that comes in several parts: as any pull names it."""
+        return unit_of(_remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
 
     def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
         entry = self._shared.files[number]
@@ -180,7 +201,7 @@ class HostFiles:
 
     def _put(self, number: int, data: bytes) -> None:
         """Take a small file."""
-        entry, checksum = self._shared.files[number], self._shared.declared[number]
+        entry, checksum = self._shared.files[number], self._declared[number]
         proof = LENGTH_ONLY
         if checksum is not None and checksums.matches(checksum, data):
             proof = checksums.proof(checksum)

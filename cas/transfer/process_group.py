@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +12,7 @@ from cas.errors import PeerError, UsageError
 
 PIECE = 1 << 20  # bytes that two ranks exchange before they look whether the other still answers
 AHEAD = 2  # pieces under way besides
+MOST = 1 << 32  # bytes that a rank tells at once: a size above it is part of another message, and no size
 
 
 class _Piece(NamedTuple):
@@ -29,7 +31,7 @@ class TorchGroup:
         bound: seconds after which a rank that does not answer is given up; the group's own timeout, if that is less.
 
     Raises:
-        UsageError: torch.distributed is not initialized, or this process is not in the group.
+        UsageError: torch.distributed is not initialized, that is no group, or this process is not in the group.
     """
 
     def __init__(self, group: Any, *, bound: float) -> None:
@@ -41,6 +43,8 @@ class TorchGroup:
         self._torch = torch
         self._dist = dist
         self._group = dist.group.WORLD if group is None or group is True else group
+        if not isinstance(self._group, dist.ProcessGroup) and self._group is not dist.GroupMember.NON_GROUP_MEMBER:
+            raise UsageError(f"process_group takes True or a group of torch.distributed, and not {group!r:.100}")
         self.rank: int = dist.get_rank(self._group)
         self.size: int = dist.get_world_size(self._group)
         if self.rank < 0:
@@ -64,7 +68,7 @@ class TorchGroup:
             PeerError: a rank does not answer.
         """
         sizes = [int(one.item()) for one in self._all_gather(self._torch.tensor([len(data)], dtype=self._torch.int64))]
-        longest = max(sizes)
+        longest = max(map(_size, sizes))
         if not longest:
             return [b""] * self.size
         mine = self._torch.zeros(longest, dtype=self._torch.uint8)
@@ -83,7 +87,7 @@ class TorchGroup:
         size = self._torch.tensor([len(mine)], dtype=self._torch.int64).to(self._device)
         origin = self._dist.get_global_rank(self._group, source)
         self._finish([self._dist.broadcast(size, src=origin, group=self._group, async_op=True)])
-        if not int(size.item()):
+        if not _size(int(size.item())):
             return b""
         body = self._torch.zeros(int(size.item()), dtype=self._torch.uint8)
         if mine:
@@ -153,9 +157,18 @@ class TorchGroup:
 
     def _lost(self, error: RuntimeError) -> PeerError:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = textwrap.shorten(first, 200, placeholder=" …")
         return PeerError(
-            f"another rank of the process group is gone, or has not answered for {self.bound:.0f} s: {first:.200}"
+            f"another rank of the process group is gone, or has not answered for {self.bound:.0f} s: {reason}"
         )
+
+
+def _size(told: int) -> int:
+    if not 0 <= told <= MOST:
+        raise PeerError(
+            "the ranks of the process group do not make the same calls in the same order: one does other work"
+        )
+    return told
 
 
 def _cut(pairs: Sequence[tuple[int, bytearray | memoryview]], start: int) -> list[tuple[int, memoryview]]:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +119,7 @@ def pull_together(
         return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
-class _AloneError(PeerError):
+class _AloneError(Exception):
     """The exchange ends here; each host goes on by itself."""
 
 
@@ -135,6 +136,7 @@ class _Together:
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
+        self._may_part = False  # whether each host may go on by itself, and no rank has to fail
         self._watch = Watch()
         self._worker = Workers(1, self._watch.ended, "cas-rank")
 
@@ -158,12 +160,15 @@ class _Together:
         here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
         files = HostFiles(session, shared, known, self._watch) if leads else None
+        self._may_part = True
         try:
+            self._together(self._require_room, files, uuid)
             if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
                 self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
+            self._may_part = False
             if files is not None:
                 session.stop.set()
                 files.close()
@@ -187,7 +192,7 @@ class _Together:
 
     def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
         """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
-        work = self._worker.submit(self._watch.doing, doing, *arguments)
+        work: Future[T] = self._worker.submit(self._watch.doing, self._explained, doing, *arguments)
         sign, since = self._watch.sign(), time.monotonic()
         try:
             while True:
@@ -203,13 +208,19 @@ class _Together:
             self.close()
             raise
 
+    def _explained(self, doing: Callable[..., T], *arguments: Any) -> T:
+        """Do it; of a disk that is full, say to the others too which one that is."""
+        with explained(f"cannot write into {self._settings.home}"):
+            return doing(*arguments)
+
     def _is_going_on(self, work: Future[T], idle: float) -> bool:
         """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
         done = work.done()
         failure = work.exception() if done else self._standstill(idle)
-        word = _said(failure) if failure is not None else b"" if done else _WORKING
+        parts = self._may_part and isinstance(failure, ALONE)
+        word = _said(failure, parts=parts) if failure is not None else b"" if done else _WORKING
         answers = self._group.gather(word)
-        if failure is not None and not isinstance(failure, ALONE):
+        if failure is not None and not parts:
             raise failure
         found = [
             (rank, answer.decode("utf-8", "replace"))
@@ -218,11 +229,12 @@ class _Together:
         ]
         for rank, text in found:
             if text[0] == "!":
-                raise PeerError(f"rank {rank} of the process group failed: {text[1:]}")
+                host, _, reason = text[1:].partition("\n")
+                raise PeerError(f"rank {rank} of the process group (on {host}) failed: {reason}")
         if _WORKING in answers:
             return True
         if found:
-            raise _AloneError(found[0][1][1:])
+            raise _AloneError(found[0][1].partition("\n")[2])
         return False
 
     def _standstill(self, idle: float) -> CasError | None:
@@ -361,6 +373,10 @@ class _Together:
 
     # --- the rounds --------------------------------------------------------------------------------------------
 
+    def _require_room(self, files: HostFiles | None, uuid: str) -> None:
+        if files is not None and self._settings.check_space:
+            files.require_room(f"cannot fetch checkpoint {uuid}")
+
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
         held = self._together(lambda: files.held() if files is not None else {})
         told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
@@ -452,10 +468,14 @@ class _Together:
             raise ContentError(f"the hosts of the job have different files of checkpoint {uuid}; load it again")
 
 
-def _said(error: BaseException) -> bytes:
-    mark = "~" if isinstance(error, ALONE) else "!"
+def in_a_line(error: BaseException) -> str:
+    """Return what other ranks are told of an error: one line, whoever raised it."""
     text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
-    return f"{mark}{text:.2000}".encode("utf-8", "replace")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
+
+
+def _said(error: BaseException, *, parts: bool) -> bytes:
+    return f"{'~' if parts else '!'}{platform.node()}\n{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
