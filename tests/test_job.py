@@ -21,7 +21,7 @@ from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
 from proxy import Exchange, Fault, Proxy, counting, relaying
 from s3_server import S3Server, free_ports
-from stores import OTHER_UUID, ROOT, UUID, lies, uuid
+from stores import OTHER_UUID, ROOT, UUID, damage, lies, uuid
 from web_server import Site, serving
 
 from cas.index.check import check
@@ -344,6 +344,21 @@ checkpoint("{OTHER_UUID}").share()
     assert [one[:2] for one in told] == [[{"came": len(files)}, {"came": 0}], [{"came": 0}, {"came": 0}]]
     assert proxy.bodies() == sum(map(len, files.values()))
     assert [one[2]["error"] for one in told] == ["CheckpointNotFoundError", "PeerError"]
+
+
+def test_what_is_damaged_on_the_host_that_tells_is_fetched_again(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    scenario = f'checkpoint("{UUID}").share(); say(done=True)'
+    assert start([tmp_path / "a"], storage(), scenario).told(0) == [{"done": True}]
+    damage(max((tmp_path / "a").glob("blobs/??/*"), key=lambda path: path.stat().st_size))
+    before = proxy.bodies()
+
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+
+    assert [job.told(rank) for rank in range(2)] == [[{"done": True}]] * 2
+    assert proxy.bodies() - before == len(files["model.pth"])
+    assert lies(tmp_path / "a") == lies(tmp_path / "b") == []
 
 
 def test_what_one_rank_cannot_open_all_hear_of_at_once(

@@ -278,7 +278,9 @@ class _Together:
         if manifest is None:
             return None
         wanted = self._selection.part_of(manifest)
-        return manifest if wanted.complete and not self._store.absent(wanted) else None
+        sizes = {entry.digest: entry.size for entry in wanted.files if entry.digest is not None}
+        here = self._store.blobs.locate_all(sizes)  # a damaged blob is not here
+        return manifest if wanted.complete and here.keys() == sizes.keys() else None
 
     def _look(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
         manifest = self._whole(registry, uuid)
