@@ -144,12 +144,18 @@ class Brought(Described):
             PeerError: another rank failed or does not answer; no rank goes on alone.
             CasError: this rank failed; the others were told.
         """
-        from cas.pull.job import agree, fetch_together, group_of
+        self._share(process_group)
+
+    def _share(self, process_group: Any, *, part: bool = False) -> None:
+        """Do it; if the first rank needs a `part` of the bytes, and all are on one host, each fetches by itself."""
+        from cas.pull.job import agree, fetch_together, group_of, is_one_host
 
         group = group_of(process_group, self.settings)
-        chosen = agree(group, lambda: self._chosen)
+        chosen = agree(group, lambda: self._chosen(part=part))
         self.record, self._selection = chosen.record, chosen.selection
         self._options = self._options if chosen.options is None else chosen.options
+        if chosen.part and is_one_host(group, self.settings):
+            return
         self._require_downloadable()
         with contextlib.ExitStack() as claimed:
 
@@ -162,11 +168,10 @@ class Brought(Described):
             self._note_told()
             self._keep_small()
 
-    @property
-    def _chosen(self) -> Chosen:
+    def _chosen(self, *, part: bool = False) -> Chosen:
         from cas.pull.job import Chosen
 
-        return Chosen(self.record, self._selection, self._options, self._registry)
+        return Chosen(self.record, self._selection, self._options, part, self._registry)
 
     def _require_downloadable(self) -> None:
         if self.state not in (State.COMPLETED, State.PARTIALLY_DELETED):

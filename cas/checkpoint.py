@@ -114,7 +114,7 @@ class Checkpoint(Brought):
         from cas.pull.job import agree, group_of
 
         chosen = settings or Settings.load()
-        agreed = agree(group_of(process_group, chosen), lambda: choose()._chosen)
+        agreed = agree(group_of(process_group, chosen), lambda: choose()._chosen())
         return cls(
             agreed.record,
             settings=chosen,
@@ -287,7 +287,8 @@ class Checkpoint(Brought):
             tags: of the graph in a SavedModel; default `["serve"]`.
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
             process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
-                hosts fetch the files together first, see `share`.
+                hosts fetch the files together first, see `share`. Several hosts exchange whole files, also with
+                `only="model"`; on one host that fetches the model's bytes alone, once.
             kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state; what is
                 not here yet of that is not fetched), `trial_class=` and `trial_kwargs=` (what builds the model); others
                 reach the framework's loader (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).
@@ -300,7 +301,7 @@ class Checkpoint(Brought):
             CasError: its framework is not installed.
         """
         if process_group is not None and process_group is not False:
-            self.share(process_group)
+            self._share(process_group, part=kwargs.get("only") == "model")
         return self._load(path, tags=tags, trust=trust, **kwargs)
 
     def load_trial(
@@ -317,7 +318,7 @@ class Checkpoint(Brought):
             NotFoundError: it was no trial of Determined's that saved it.
         """
         if process_group is not None and process_group is not False:
-            self.share(process_group)
+            self._share(process_group, part=kwargs.get("only") == "model")
         return self._load(path, whole=True, trust=trust, **kwargs)
 
     def _load(self, path: str | Path | None, *, trust: Trust | str | None, **kwargs: Any) -> Any:

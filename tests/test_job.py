@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from master_simulator import Data, Simulator
 from mounts import loop, tmpfs
 from proxy import Exchange, Fault, Proxy, counting, relaying
 from s3_server import S3Server, free_ports
-from stores import OTHER_UUID, ROOT, UUID, lies, uuid
+from stores import OTHER_UUID, ROOT, UUID, damage, lies, uuid
 from web_server import Site, serving
 
 from cas.index.check import check
@@ -346,6 +347,21 @@ checkpoint("{OTHER_UUID}").share()
     assert [one[2]["error"] for one in told] == ["CheckpointNotFoundError", "PeerError"]
 
 
+def test_what_is_damaged_on_the_host_that_tells_is_fetched_again(
+    start: Start, storage: Callable[[], dict[str, Any]], proxy: Proxy, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    scenario = f'checkpoint("{UUID}").share(); say(done=True)'
+    assert start([tmp_path / "a"], storage(), scenario).told(0) == [{"done": True}]
+    damage(max((tmp_path / "a").glob("blobs/??/*"), key=lambda path: path.stat().st_size))
+    before = proxy.bodies()
+
+    job = start([tmp_path / "a", tmp_path / "b"], storage(), scenario)
+
+    assert [job.told(rank) for rank in range(2)] == [[{"done": True}]] * 2
+    assert proxy.bodies() - before == len(files["model.pth"])
+    assert lies(tmp_path / "a") == lies(tmp_path / "b") == []
+
+
 def test_what_one_rank_cannot_open_all_hear_of_at_once(
     start: Start, storage: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -375,6 +391,56 @@ say(size=(checkpoint("{UUID}").view() / "weights").stat().st_size)
 """
     job = start([tmp_path / "a", tmp_path / "b"], place, scenario)
     assert [job.told(rank) for rank in range(2)] == [[{"size": 3_000_000}]] * 2
+
+
+@pytest.mark.parametrize(("names", "most"), [("aaa", 0.4), ("ab", 1.01)], ids=["one host", "two hosts"])
+def test_a_model_alone_is_fetched_once_on_one_host_and_with_its_file_on_several(
+    names: str, most: float, start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], tmp_path: Path
+) -> None:
+    import torch
+
+    model = torch.nn.Linear(1000, 1500)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 1000)).sum().backward()
+    optimizer.step()
+    saved = io.BytesIO()
+    torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, saved)
+    upload({f"{UUID}/state_dict.pth": saved.getvalue(), f"{UUID}/notes.txt": b"hello"})
+    scenario = f"""
+shared = checkpoint("{UUID}" if rank == 0 else "{OTHER_UUID}")
+state = shared.load(only="model", process_group=True)
+say(uuid=shared.uuid, row=state["weight"][7].tolist())
+"""
+    job = start([tmp_path / name for name in names], proxy.server.storage(bucket), scenario, timeout=10)
+
+    expected = {"uuid": UUID, "row": model.weight[7].tolist()}
+    assert [job.told(rank) for rank in range(len(names))] == [[expected]] * len(names)
+    assert proxy.bodies() < most * len(saved.getvalue())
+
+
+def test_donors_are_used_where_all_hosts_have_them(
+    start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], tmp_path: Path
+) -> None:
+    """A checkpoint that shares nearly all its tensors with one that is here costs its new bytes, for each host."""
+    import torch
+
+    tensors = {f"layer{number}": torch.randn(512, 512) for number in range(16)}
+    for name in (OTHER_UUID, UUID):
+        saved = io.BytesIO()
+        torch.save(tensors, saved)
+        upload({f"{name}/state_dict.pth": saved.getvalue()})
+        tensors["layer3"] = torch.randn(512, 512)
+    storage, size = proxy.server.storage(bucket), len(saved.getvalue())
+    earlier = start([tmp_path / name for name in "abd"], storage, f'checkpoint("{OTHER_UUID}").share(); say(done=True)')
+    assert [earlier.told(rank) for rank in range(3)] == [[{"done": True}]] * 3
+
+    scenario = f'checkpoint("{UUID}").share(); say(done=True)'
+    for names, least, most in (("aab", 0.1, 0.3), ("dc", 0.99, 1.01)):  # the last host has none
+        before = proxy.bodies()
+        job = start([tmp_path / name for name in names], storage, scenario)
+        assert [job.told(rank) for rank in range(len(names))] == [[{"done": True}]] * len(names)
+        assert least * size < proxy.bodies() - before < most * size
+        assert lies(tmp_path / "b") == lies(tmp_path / "c") == []
 
 
 def test_every_host_keeps_its_size(

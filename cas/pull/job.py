@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ class Chosen:
     record: CheckpointRecord
     selection: Selection = EVERYTHING
     options: Mapping[str, Any] | None = field(default=None, repr=False)
+    part: bool = False  # not all bytes of its files are needed: where each host takes what it needs, it fetches that
     registry: Registry | None = field(default=None, repr=False)  # who told it; of the first rank only
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +53,8 @@ class Chosen:
             log.warning("storage_options hold what cannot be sent to the other ranks: each has to be given its own")
             options = None
         selection = dataclasses.asdict(self.selection)
-        return {"record": dataclasses.asdict(self.record), "selection": selection, "options": options}
+        record = dataclasses.asdict(self.record)
+        return {"record": record, "selection": selection, "options": options, "part": self.part}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Chosen:
@@ -61,7 +64,13 @@ class Chosen:
             CheckpointRecord(**{**record, "state": State(record["state"])}),
             Selection.of(selection["include"], selection["exclude"]),
             data["options"],
+            data["part"],
         )
+
+
+def is_one_host(group: Group, settings: Settings) -> bool:
+    """Whether all ranks say that they are on one host and share a home: then nothing has to be exchanged."""
+    return len(set(group.gather(f"{platform.node()} {settings.home}".encode()))) == 1
 
 
 def fetch_together(opened: Callable[[], Store], origin: Origin, group: Group) -> PullReport | None:

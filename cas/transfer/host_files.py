@@ -237,7 +237,8 @@ class HostFiles:
 
 
 def _remote_file(entry: FileEntry) -> RemoteFile:
-    assert entry.identity is not None  # what has no identity is in somebody's store, and is not fetched
+    if entry.identity is None:  # it was in somebody's store
+        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
     return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
 
 

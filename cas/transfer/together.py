@@ -38,6 +38,7 @@ from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.fetch import PullReport, list_files, pull
 from cas.transfer.host_files import BLOCK, HostFiles
 from cas.transfer.plan import pull_key
+from cas.transfer.preview import preview
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
@@ -178,12 +179,11 @@ class _Together:
         here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
         files = HostFiles(session, shared, known, self._watch) if leads else None
-        if files is not None and self._shown is not None:
-            self._shown.name_parts(files.folders())
         self._may_part = True
         try:
-            self._together(self._require_room, files, uuid)
-            self._exchange(files, host, shared, draw_label=uuid[:8])
+            self._together(self._make_ready, files, uuid)
+            if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
+                self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
@@ -297,7 +297,9 @@ class _Together:
         if manifest is None:
             return None
         wanted = self._selection.part_of(manifest)
-        return manifest if wanted.complete and not self._store.absent(wanted) else None
+        sizes = {entry.digest: entry.size for entry in wanted.files if entry.digest is not None}
+        here = self._store.blobs.locate_all(sizes)  # a damaged blob is not here
+        return manifest if wanted.complete and here.keys() == sizes.keys() else None
 
     def _look(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
         manifest = self._whole(registry, uuid)
@@ -353,11 +355,51 @@ class _Together:
                 found[number] = digest
         return found
 
+    def _is_cheaper_alone(
+        self, registry: str, uuid: str, shared: SharedFiles, known: Mapping[int, Digest], *, leads: bool
+    ) -> bool:
+        """Whether the origin is asked for no more bytes if each host pulls by itself: only that finds donors.
+
+        So it is with a single host, and where all hosts have a checkpoint that is much like this one (hints.py).
+        """
+        if shared.is_known:
+            return False
+        if len(self._leaders) == 1:
+            return True
+        able = self._group.gather(b"1" if self._together(lambda: leads and self._store.chunks.has_parts()) else b"")
+        if not all(able[rank] for rank in self._leaders):
+            return False
+        cost = self._together(lambda: self._cost_alone(registry, uuid) if leads else 0)
+        told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
+        costs, somewhere = 0, set()
+        for rank in self._leaders:
+            cost, held = json.loads(told[rank])
+            costs += cost
+            somewhere.update(held)
+        return costs <= sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+
+    def _cost_alone(self, registry: str, uuid: str) -> int:
+        """Return how many bytes this host would fetch by itself."""
+        assert self._remote is not None  # what has no digests was listed there
+        found = preview(
+            self._store,
+            self._remote,
+            registry=registry,
+            uuid=uuid,
+            settings=self._settings,
+            selection=self._selection,
+            watch=self._watch,
+        )
+        return found.fetch
+
     # --- the rounds --------------------------------------------------------------------------------------------
 
-    def _require_room(self, files: HostFiles | None, uuid: str) -> None:
+    def _make_ready(self, files: HostFiles | None, uuid: str) -> None:
+        """See that there is room, and show whoever waits for us where we get on."""
         if files is not None and self._settings.check_space:
             files.require_room(f"cannot fetch checkpoint {uuid}")
+        if files is not None and self._shown is not None:
+            self._shown.name_parts(files.folders())
 
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
         held = self._together(lambda: files.held() if files is not None else {})
