@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from cas.errors import CasError, CheckpointNotFoundError
 from cas.index.digest import Digest
 from cas.index.manifest import Manifest, digests_of
 from cas.index.space import Destination, Need, require_room
+from cas.index.store import Store
 from cas.pull.origin import Origin
 from cas.registry.records import PULLED, CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
@@ -19,6 +21,7 @@ from cas.transfer.selection import Selection
 from cas.transfer.session import OnFile
 
 if TYPE_CHECKING:
+    from cas.pull.job import Chosen
     from cas.registry.remembering import HandsOutFiles
     from cas.transfer.preview import Preview
 
@@ -130,7 +133,8 @@ class Brought(Described):
         """Bring the files to every host of a job; call it on every rank. Then `view`, `load`, `download` find them.
 
         Each host reads its share of what is missing from the origin, and the group exchanges the rest: N hosts cost the
-        origin one checkpoint, not N. The first rank's checkpoint counts; the others become the same.
+        origin one checkpoint, not N. The first rank's checkpoint counts, with its patterns and `storage_options`; the
+        others become the same.
 
         Args:
             process_group: of `torch.distributed`; default: the job's default one.
@@ -140,15 +144,34 @@ class Brought(Described):
             PeerError: another rank failed or does not answer; no rank goes on alone.
             CasError: this rank failed; the others were told.
         """
-        from cas.pull.job import agree, fetch_together, group_of
+        self._share(process_group)
+
+    def _share(self, process_group: Any, *, part: bool = False) -> None:
+        """Do it; if the first rank needs a `part` of the bytes, and all are on one host, each fetches by itself."""
+        from cas.pull.job import agree, fetch_together, group_of, is_one_host
 
         group = group_of(process_group, self.settings)
-        self.record = agree(group, lambda: self.record)
+        chosen = agree(group, lambda: self._chosen(part=part))
+        self.record, self._selection = chosen.record, chosen.selection
+        self._options = self._options if chosen.options is None else chosen.options
+        if chosen.part and is_one_host(group, self.settings):
+            return
         self._require_downloadable()
-        with self.store.leases.claim(self.uuid):
-            self.pull_report = fetch_together(self.store, self._origin, group)
+        with contextlib.ExitStack() as claimed:
+
+            def opened() -> Store:
+                claimed.enter_context(self.store.leases.claim(self.uuid))
+                return self.store
+
+            self.pull_report = fetch_together(opened, self._origin, group)
             self.store.uses.note(self.uuid)
-        self._note_pulled()
+            self._note_told()
+            self._keep_small()
+
+    def _chosen(self, *, part: bool = False) -> Chosen:
+        from cas.pull.job import Chosen
+
+        return Chosen(self.record, self._selection, self._options, part, self._registry)
 
     def _require_downloadable(self) -> None:
         if self.state not in (State.COMPLETED, State.PARTIALLY_DELETED):
@@ -196,11 +219,15 @@ class Brought(Described):
     ) -> Manifest:
         self.pull_report = origin.fetch(self.store, on_file=on_file, mode=mode, destination=destination)
         self._note_pulled()
-        if self.settings.max_size is not None and self.pull_report.files_fetched:
+        self._keep_small()
+        return self._selection.part_of(self.pull_report.manifest)
+
+    def _keep_small(self) -> None:
+        """Keep the store below the setting `max_size`, if anything came."""
+        if self.settings.max_size is not None and self.pull_report is not None and self.pull_report.files_fetched:
             from cas.removing import keep_small
 
             keep_small(self.store, self.settings.max_size)
-        return self._selection.part_of(self.pull_report.manifest)
 
     def _note_pulled(self) -> None:
         """Record what no registry but this store knows of: where a URL led."""
@@ -208,6 +235,14 @@ class Brought(Described):
             from cas.pull.urls import note_pulled
 
             note_pulled(self.store, self.record)
+
+    def _note_told(self) -> None:
+        """Record what another rank of the job told: else nothing here says that the files lie elsewhere too."""
+        self._note_pulled()
+        if self.pull_report is not None and not self.store.records.get(self.record.registry, "checkpoint", self.uuid):
+            from cas.registry.remembering import remember
+
+            remember(self.store, self.record.registry, [self.record])
 
     def _require_room(self, manifest: Manifest, destination: Destination | None) -> None:
         if destination is not None and self.settings.check_space:

@@ -98,7 +98,7 @@ class Checkpoint(Brought):
     def agreed(
         cls, choose: Callable[[], Checkpoint], process_group: Any = None, *, settings: Settings | None = None
     ) -> Checkpoint:
-        """Let the first rank of a job choose, and return the same checkpoint on every rank.
+        """Let the first rank of a job choose, and return the same checkpoint (and files of it) on every rank.
 
             checkpoint = Checkpoint.agreed(lambda: Determined().get_experiment(7).top_checkpoint())
 
@@ -115,7 +115,14 @@ class Checkpoint(Brought):
         from cas.pull.job import agree, group_of
 
         chosen = settings or Settings.load()
-        return cls(agree(group_of(process_group, chosen), lambda: choose().record), settings=chosen)
+        agreed = agree(group_of(process_group, chosen), lambda: choose()._chosen())
+        return cls(
+            agreed.record,
+            settings=chosen,
+            registry=agreed.registry,
+            selection=agreed.selection,
+            options=agreed.options,
+        )
 
     def only(
         self, include: str | Iterable[str] | None = None, exclude: str | Iterable[str] | None = None
@@ -281,7 +288,8 @@ class Checkpoint(Brought):
             tags: of the graph in a SavedModel; default `["serve"]`.
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
             process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
-                hosts fetch the files together first, see `share`.
+                hosts fetch the files together first, see `share`. Several hosts exchange whole files, also with
+                `only="model"`; on one host that fetches the model's bytes alone, once.
             kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state; what is
                 not here yet of that is not fetched), `trial_class=` and `trial_kwargs=` (what builds the model); others
                 reach the framework's loader (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).
@@ -294,15 +302,24 @@ class Checkpoint(Brought):
             CasError: its framework is not installed.
         """
         if process_group is not None and process_group is not False:
-            self.share(process_group)
+            self._share(process_group, part=kwargs.get("only") == "model")
         return self._load(path, tags=tags, trust=trust, **kwargs)
 
-    def load_trial(self, path: str | Path | None = None, *, trust: Trust | str | None = None, **kwargs: Any) -> Any:
+    def load_trial(
+        self,
+        path: str | Path | None = None,
+        *,
+        trust: Trust | str | None = None,
+        process_group: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Load the trial that was trained, with its models; see `load`, which gives the model where it is one.
 
         Raises:
             NotFoundError: it was no trial of Determined's that saved it.
         """
+        if process_group is not None and process_group is not False:
+            self._share(process_group, part=kwargs.get("only") == "model")
         return self._load(path, whole=True, trust=trust, **kwargs)
 
     def _load(self, path: str | Path | None, *, trust: Trust | str | None, **kwargs: Any) -> Any:

@@ -90,6 +90,15 @@ def test_an_identity_without_a_validator_proves_nothing(store: Store) -> None:
     assert store.facts.origin(weak) is None
 
 
+def test_what_was_said_of_an_origin_can_be_withdrawn(store: Store) -> None:
+    store.facts.add_origin(IDENTITY, D, "length only")
+    store.facts.withdraw_origins([IDENTITY])
+    assert store.facts.origin(IDENTITY) is None
+    assert store.facts.origins([IDENTITY]) == {}
+    store.facts.add_origin(IDENTITY, D, "origin checksum (md5)")
+    assert store.facts.origins([IDENTITY])[IDENTITY].digest == D
+
+
 def test_a_damaged_origin_is_passed_over(store: Store) -> None:
     store.facts.add([{"kind": "origin", "key": IDENTITY.key, "digest": 7, "at": 10**11}])
     lines.append(store.home / "facts" / "a.jsonl", [{"kind": "origin", "key": IDENTITY.key, "digest": str(D)}])

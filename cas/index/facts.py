@@ -199,6 +199,10 @@ class Facts:
         payload = {"kind": "origin", "key": identity.key, "digest": str(digest), "proof": proof, "at": disk.now()}
         self._add_soon(payload)
 
+    def withdraw_origins(self, identities: Iterable[RemoteIdentity]) -> None:
+        """Record that nothing is known of the bytes of some remote identities: what was proven of them was wrong."""
+        self.add([{"kind": "origin", "key": one.key, "digest": None, "at": disk.now()} for one in identities])
+
     def proofs(self, digests: Iterable[Digest]) -> dict[Digest, str]:
         """Return what best vouched for blobs' bytes when they were fetched; of what was added here, nothing.
 
@@ -264,6 +268,8 @@ def _strength(proof: str) -> int:
 
 def _last_origin(payloads: list[dict[str, Any]]) -> OriginFact | None:
     for payload in sorted(payloads, key=_at, reverse=True):
+        if payload.get("digest", "") is None:
+            return None
         try:
             return OriginFact(Digest.parse(payload.get("digest", "")), str(payload.get("proof", "")))
         except ContentError:

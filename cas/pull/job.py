@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cas.config import Settings
-from cas.errors import CasError, PeerError
+from cas.errors import PeerError
 from cas.index.store import Store
 from cas.pull.origin import Origin
-from cas.registry.records import CheckpointRecord, State
+from cas.registry.records import CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.process_group import TorchGroup
-from cas.transfer.together import Group, pull_together
+from cas.transfer.selection import EVERYTHING, Selection
+from cas.transfer.together import Group, in_a_line, pull_together
+
+log = logging.getLogger("cas.checkpoint")
 
 PATIENCE = 10  # times the timeout of a request: a rank that reads a share may have to try again
 
@@ -28,8 +34,52 @@ def group_of(process_group: Any, settings: Settings) -> Group:
     return TorchGroup(process_group, bound=max(PATIENCE * settings.timeout, 1.0))
 
 
-def fetch_together(store: Store, origin: Origin, group: Group) -> PullReport | None:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the ranks of a job agree on: a checkpoint, which of its files, and the `storage_options` of its place."""
+
+    record: CheckpointRecord
+    selection: Selection = EVERYTHING
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+    part: bool = False  # not all bytes of its files are needed: where each host takes what it needs, it fetches that
+    registry: Registry | None = field(default=None, repr=False)  # who told it; of the first rank only
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as `from_json` reads it; options that JSON cannot hold (a credential object) stay on this rank."""
+        options = self.options
+        try:
+            json.dumps(options)
+        except (TypeError, ValueError):
+            log.warning("storage_options hold what cannot be sent to the other ranks: each has to be given its own")
+            options = None
+        selection = dataclasses.asdict(self.selection)
+        record = dataclasses.asdict(self.record)
+        return {"record": record, "selection": selection, "options": options, "part": self.part}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Chosen:
+        """Read what `to_json` returned."""
+        record, selection = data["record"], data["selection"]
+        return cls(
+            CheckpointRecord(**{**record, "state": State(record["state"])}),
+            Selection.of(selection["include"], selection["exclude"]),
+            data["options"],
+            data["part"],
+        )
+
+
+def is_one_host(group: Group, settings: Settings) -> bool:
+    """Whether all ranks say that they are on one host and share a home: then nothing has to be exchanged."""
+    return len(set(group.gather(f"{platform.node()} {settings.home}".encode()))) == 1
+
+
+def fetch_together(opened: Callable[[], Store], origin: Origin, group: Group) -> PullReport | None:
     """Bring a checkpoint's files into the stores of all hosts; on every rank, with the same checkpoint.
+
+    Args:
+        opened: returns this rank's store; the others hear of it if it cannot be opened.
+        origin: where the files come from that no host has.
+        group: the ranks.
 
     Returns what this host transferred, on the rank that did its work.
 
@@ -38,39 +88,40 @@ def fetch_together(store: Store, origin: Origin, group: Group) -> PullReport | N
         CasError: this rank failed; the others were told.
     """
     record, settings = origin.record, origin.settings
-    stored = bool(record.experiment_config.get("checkpoint_storage"))
     return pull_together(
-        store,
-        origin.remote() if stored and not settings.offline else None,
+        opened,
+        origin,
         group,
         registry=record.registry,
         uuid=record.uuid,
         settings=settings,
         expected_sizes=record.resources or None,
         partial=record.state is State.PARTIALLY_DELETED,
+        selection=origin.selection,
     )
 
 
-def agree(group: Group, choose: Callable[[], CheckpointRecord]) -> CheckpointRecord:
-    """Return on every rank the record that the first rank chooses; the others choose nothing.
+def agree(group: Group, choose: Callable[[], Chosen]) -> Chosen:
+    """Return on every rank what the first rank chooses; the others choose nothing.
 
-    The record travels with the keys of its storage, over the job's own process group and nowhere else.
+    It travels with the keys of its storage, over the job's own process group and nowhere else.
 
     Raises:
         PeerError: the first rank could not choose; the message says why.
-        CasError: this is the first rank, and it could not.
+        Exception: this is the first rank, and `choose` raised it.
     """
-    failure: CasError | None = None
-    answer: dict[str, Any] = {}
+    chosen: Chosen | None = None
+    failure: Exception | None = None
+    answer = b""
     if group.rank == 0:
         try:
-            answer = {"record": dataclasses.asdict(choose())}
-        except CasError as error:
-            failure, answer = error, {"error": str(error)}
-    told = json.loads(group.broadcast(json.dumps(answer).encode(), 0))
+            chosen = choose()
+            answer = json.dumps(chosen.to_json()).encode()
+        except Exception as error:  # whatever it is: the others wait, and must hear of it
+            failure, answer = error, json.dumps({"error": in_a_line(error)}).encode()
+    told = json.loads(group.broadcast(answer, 0))
     if failure is not None:
         raise failure
     if "error" in told:
         raise PeerError(f"the first rank of the process group could not choose a checkpoint: {told['error']}")
-    record: dict[str, Any] = told["record"]
-    return CheckpointRecord(**{**record, "state": State(record["state"])})
+    return chosen or Chosen.from_json(told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cas.config import DownloadMode, Progress, Settings, Verify
@@ -29,6 +29,7 @@ from cas.transfer.remote import Remote
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import OnFile
 from cas.transfer.urls import remote_for_storage
+from cas.transfer.watched import Watch
 
 if TYPE_CHECKING:
     from cas.registry.remembering import HandsOutFiles
@@ -46,6 +47,7 @@ class Origin:
 
     `master` answers for the record's registry, if that is a master; without one, it is made of the settings when it is
     needed. `options` are the `storage_options` of a place that a URL names, and `selection` says which files are meant.
+    `watch` sees whether a pull gets on.
     """
 
     record: CheckpointRecord
@@ -53,6 +55,7 @@ class Origin:
     master: HandsOutFiles | None = None
     options: Mapping[str, Any] | None = field(default=None, repr=False)
     selection: Selection = EVERYTHING
+    watch: Watch | None = field(default=None, repr=False)
 
     def fetch(
         self,
@@ -82,15 +85,39 @@ class Origin:
         try:
             return self._directly(store, on_file, destination)
         except (*_CLOSED, CheckpointNotFoundError) as error:
-            if chosen is DownloadMode.DIRECT or not self._may_go_round(error):
+            if chosen is DownloadMode.DIRECT:
                 raise
-            closed = error
-        log.warning("%s; so the files come through the master %s", closed, self.record.registry)
-        try:
-            return self._through_master(store, on_file, destination)
-        except CasError as error:
-            closed.args = (f"{closed}; and through the master: {error}",)
-            raise closed from error
+            return self._around(store, error, on_file, destination)
+
+    # --- for a job of many hosts -------------------------------------------------------------------------------
+
+    def open_remote(self) -> Remote | None:
+        """Return what every host of a job reads its share of; None if the setting says that the master has them all.
+
+        Raises:
+            CasError: as `remote`.
+        """
+        return None if self.settings.mode is DownloadMode.MASTER else self.remote()
+
+    def get_all(self, store: Store, closed: CasError | None, watch: Watch) -> PullReport:
+        """Bring all files into the store of one host of a job, through the master.
+
+        Args:
+            store: where to.
+            closed: why the storage cannot be read.
+            watch: sees whether it gets on.
+
+        Raises:
+            CasError: as `fetch`.
+        """
+        return replace(self, watch=watch)._get_all(store, closed)
+
+    def _get_all(self, store: Store, closed: CasError | None) -> PullReport:
+        if closed is None:
+            return self.fetch(store)
+        if self.settings.mode is DownloadMode.DIRECT or not isinstance(closed, (*_CLOSED, CheckpointNotFoundError)):
+            raise closed
+        return self._around(store, closed, None, None)
 
     # --- from the storage --------------------------------------------------------------------------------------
 
@@ -133,9 +160,23 @@ class Origin:
             selection=self.selection,
             destination=destination,
             on_file=on_file,
+            watch=self.watch,
         )
 
     # --- through the master ------------------------------------------------------------------------------------
+
+    def _around(
+        self, store: Store, closed: CasError, on_file: OnFile | None, destination: Destination | None
+    ) -> PullReport:
+        """Go through the master, if it may have what the storage refuses; else raise what closed that way."""
+        if not self._may_go_round(closed):
+            raise closed
+        log.warning("%s; so the files come through the master %s", closed, self.record.registry)
+        try:
+            return self._through_master(store, on_file, destination)
+        except CasError as error:
+            closed.args = (f"{closed}; and through the master: {error}",)
+            raise closed from error
 
     @property
     def has_master(self) -> bool:

@@ -27,6 +27,7 @@ from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import OnFile, Session
 from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SMALL_AT_ONCE, SmallFiles
+from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 log = logging.getLogger("cas.transfer")
@@ -63,6 +64,7 @@ def pull(
     destination: Destination | None = None,
     progress: Drawer | None = None,
     on_file: OnFile | None = None,
+    watch: Watch | None = None,
 ) -> PullReport:
     """Bring a checkpoint's files into the store and say what it consists of.
 
@@ -78,6 +80,7 @@ def pull(
         destination: where the caller will place the files besides: whether they fit there is looked at too.
         progress: what draws; default: as the settings say.
         on_file: called once for each file as soon as it is in the store, from any thread, possibly several at once.
+        watch: sees whether the pull gets on, and can end it.
 
     Raises:
         CheckpointNotFoundError: there are no files.
@@ -91,6 +94,8 @@ def pull(
             was fetched is resumed by the next pull.
     """
     draw = progress or drawer(settings.progress, uuid[:8])
+    if watch is not None:
+        draw = watch.drawer(draw)
     if forks.must_spawn() and (recipe := remote.recipe()) is not None:
         from cas.transfer.spawned import pull_elsewhere
 
@@ -109,7 +114,7 @@ def pull(
         )
     with explained(f"cannot write into {store.home}"), store.leases.claim(uuid):
         expected = _Expected(expected_sizes or {}, partial)
-        session = Session(store, remote, settings, on_file)
+        session = Session(store, remote, settings, on_file, watch)
         report = _Pull(session, expected, draw, destination, selection).run(registry, uuid)
         store.uses.note(uuid)
         return report
@@ -197,12 +202,7 @@ class _Pull:
         self._execute(self._plan(Listing(tuple(files))))
 
     def _list(self) -> Listing:
-        remote = self._session.remote
-        listing = without_sidecars(remote.list())
-        if not listing.files and not listing.directories:
-            raise CheckpointNotFoundError(f"there are no files at {remote.url}")
-        check_sizes(listing, self._expected.sizes, url=remote.url, partial=self._expected.partial)
-        return listing
+        return list_files(self._session.remote, self._expected.sizes, partial=self._expected.partial)
 
     def _selected(self, listing: Listing) -> tuple[Listing, list[FileEntry]]:
         """Return what to bring, and what a manifest says of the other files: their digest, if they are here."""
@@ -313,6 +313,20 @@ class _Pull:
                 if found.path == file.path:
                     return found
         raise ChangedError(f"{file.identity.url} was removed while it was read")
+
+
+def list_files(remote: Remote, expected: Mapping[str, int], *, partial: bool) -> Listing:
+    """Return what a remote holds of a checkpoint, compared with what a registry knows of it.
+
+    Raises:
+        CheckpointNotFoundError: there are no files.
+        ContentError: a size differs, or a file is missing and may not be.
+    """
+    listing = without_sidecars(remote.list())
+    if not listing.files and not listing.directories:
+        raise CheckpointNotFoundError(f"there are no files at {remote.url}")
+    check_sizes(listing, expected, url=remote.url, partial=partial)
+    return listing
 
 
 def check_sizes(listing: Listing, expected: Mapping[str, int], *, url: str, partial: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cas.errors import ContentError, DigestMismatchError
@@ -11,6 +12,7 @@ from cas.index.digest import Digest
 from cas.index.ingest import Ingest
 from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
+from cas.index.space import Need, left_over, require_room
 from cas.index.staging import Staging
 from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY, Verifier
@@ -19,23 +21,50 @@ from cas.transfer.plan import split, unit_of
 from cas.transfer.remote import RemoteFile
 from cas.transfer.session import Session, unvouched
 from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
+_SMALL = "files from other hosts"
 REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 
 
 class HostFiles:
     """The files of one host: what it has, what it reads for others, and what arrives."""
 
-    def __init__(self, session: Session, shared: SharedFiles, known: dict[int, Digest]) -> None:
+    def __init__(self, session: Session, shared: SharedFiles, known: dict[int, Digest], watch: Watch) -> None:
         self._session = session
+        self._watch = watch
         self._shared = shared
+        # What this Python cannot compute vouches for nothing here: all hosts compare their digests at the end.
+        self._declared = [
+            one if one is not None and checksums.start(one.kind) is not None else None for one in shared.declared
+        ]
         self._known = known
         self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
         self._small: Staging | None = None
         self._loaded: list[Any] = []
         self._advance: Callable[[int], None] = lambda count: None
+
+    def require_room(self, doing: str) -> None:
+        """Refuse what will not fit, before anything is written; `doing` is what cannot be done then.
+
+        Raises:
+            NoSpaceError: what is missing has no room in this home.
+        """
+        store = self._session.store
+        wanted = [entry for number, entry in enumerate(self._shared.files) if number not in self._known]
+        size = sum(
+            max(entry.size - (left_over(store.layout, self._key(entry)) if entry.size > BLOCK else 0), 0)
+            for entry in wanted
+        )
+        require_room(store, Need(store.home, size, len(wanted)), doing)
+
+    def folders(self) -> list[Path]:
+        """Return where in the store what is missing is written as it arrives."""
+        wanted = (entry for number, entry in enumerate(self._shared.files) if number not in self._known)
+        layout = self._session.store.layout
+        return [layout.ingest(key) for key in (_SMALL, *(self._key(entry) for entry in wanted if entry.size > BLOCK))]
 
     def held(self) -> dict[int, list[tuple[int, int]]]:
         """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
@@ -107,11 +136,13 @@ class HostFiles:
             _read_file(os.fspath(self._open[number][1].path), start, place)
         else:
             self._fetch(_remote_file(entry), start, place)
+        self._watch.notice()
 
     def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
         at = 0
         for piece in self._session.remote.read(file, start, start + len(place)):
             self._session.proceed()
+            self._session.looked(len(piece))
             place[at : at + len(piece)] = piece
             at += len(piece)
         if at != len(place):
@@ -127,6 +158,7 @@ class HostFiles:
             at += part.length
             if part.file not in self._known:
                 self._take(part, piece)
+            self._watch.notice()
             self._advance(part.length)
 
     def _take(self, part: Part, data: memoryview) -> None:
@@ -144,16 +176,18 @@ class HostFiles:
 
     def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
         if number not in self._open:
-            entry, checksum = self._shared.files[number], self._shared.declared[number]
-            if entry.identity is not None:
-                key, source = unit_of(_remote_file(entry)).key, entry.identity.key
-            else:
-                key = source = f"blob {entry.digest}"
+            entry, checksum = self._shared.files[number], self._declared[number]
+            key = self._key(entry)
+            source = entry.identity.key if entry.identity is not None else key
             verifier = Verifier(checksum) if checksum is not None else None
             staging = self._session.store.staging(key)
             ingest = staging.ingest(entry.size, source=source, followers=(verifier,) if verifier else ())
             self._open[number] = (staging, ingest, verifier)
         return self._open[number]
+
+    def _key(self, entry: FileEntry) -> str:
+        """Name the folder of a file that comes in several parts: as any pull names it."""
+        return unit_of(_remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
 
     def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
         entry = self._shared.files[number]
@@ -175,7 +209,7 @@ class HostFiles:
 
     def _put(self, number: int, data: bytes) -> None:
         """Take a small file."""
-        entry, checksum = self._shared.files[number], self._shared.declared[number]
+        entry, checksum = self._shared.files[number], self._declared[number]
         proof = LENGTH_ONLY
         if checksum is not None and checksums.matches(checksum, data):
             proof = checksums.proof(checksum)
@@ -186,7 +220,7 @@ class HostFiles:
         if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
             raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
         if self._small is None:
-            self._small = self._session.store.staging("files from other hosts")
+            self._small = self._session.store.staging(_SMALL)
         self._note(number, self._small.put(data), proof)
 
     def _note(self, number: int, digest: Digest, proof: str) -> None:
@@ -203,7 +237,8 @@ class HostFiles:
 
 
 def _remote_file(entry: FileEntry) -> RemoteFile:
-    assert entry.identity is not None  # what has no identity is in somebody's store, and is not fetched
+    if entry.identity is None:  # it was in somebody's store
+        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
     return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
 
 

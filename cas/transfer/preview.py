@@ -19,6 +19,7 @@ from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.sidecars import without_sidecars
 from cas.transfer.small import SmallFiles
+from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 
@@ -89,6 +90,7 @@ def preview(
     uuid: str,
     settings: Settings,
     selection: Selection = EVERYTHING,
+    watch: Watch | None = None,
 ) -> Preview:
     """Say what `pull` would do. Blobs are not cut to look for chunks in them, as `pull` may do.
 
@@ -97,7 +99,7 @@ def preview(
         NotFoundError: none of them is selected.
         CasError: as `pull`, of what is asked of the remote.
     """
-    session = Session(store, remote, settings, None)
+    session = Session(store, remote, settings, None, watch)
     hints = Hints(session, domain_of(registry, uuid, remote), may_cut=False)
     workers = Workers(settings.concurrency, session.stop, "cas-plan")
     try:

@@ -22,6 +22,7 @@ from cas.transfer.limits import LimitedRemote, Rate
 from cas.transfer.progress import Advance
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.retry import RetryingRemote
+from cas.transfer.watched import Watch, WatchedRemote
 from cas.transfer.workers import StoppedError, wait_all
 
 log = logging.getLogger("cas.transfer")
@@ -36,11 +37,14 @@ YOUNG = 2_000_000_000  # nanoseconds: a local file this young may change again w
 class Session:
     """One pull's remote, store and counters; safe for its threads."""
 
-    def __init__(self, store: Store, remote: Remote, settings: Settings, on_file: OnFile | None) -> None:
+    def __init__(
+        self, store: Store, remote: Remote, settings: Settings, on_file: OnFile | None, watch: Watch | None = None
+    ) -> None:
         self.store = store
         self.stop = threading.Event()
         self.origin = remote
-        self.remote = RetryingRemote(remote, stop=self.stop)
+        watched = remote if watch is None else cast(Remote, WatchedRemote(remote, watch))
+        self.remote = RetryingRemote(watched, stop=self.stop)
         if settings.bandwidth is not None:  # it has the same face
             self.remote = cast(RetryingRemote, LimitedRemote(self.remote, Rate(settings.bandwidth, self.stop)))
         self.settings = settings

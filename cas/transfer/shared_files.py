@@ -16,11 +16,12 @@ from cas.transfer.remote import Checksum
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """What the first rank tells all others of the checkpoint."""
+    """What one rank tells all others of the checkpoint."""
 
-    files: tuple[FileEntry, ...]  # with digests if its store holds the checkpoint, else with identities
+    files: tuple[FileEntry, ...]  # those that are wanted: with digests if its store holds them, else with identities
     directories: tuple[RelativePath, ...]
     declared: tuple[Checksum | None, ...]
+    others: tuple[FileEntry, ...] = ()  # with digests: what a manifest says of the files that are not wanted
 
     @property
     def is_known(self) -> bool:
@@ -29,9 +30,14 @@ class SharedFiles:
 
     def encode(self) -> bytes:
         """Return it as bytes that `decode` reads."""
-        files = [{**entry.to_json(), "executable": entry.executable} for entry in self.files]
         declared = [one and {"kind": one.kind, "value": one.value.hex(), "parts": one.parts} for one in self.declared]
-        return json.dumps({"files": files, "directories": self.directories, "declared": declared}).encode()
+        document = {
+            "files": [entry.to_json() for entry in self.files],
+            "directories": self.directories,
+            "declared": declared,
+            "others": [entry.to_json() for entry in self.others],
+        }
+        return json.dumps(document).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> SharedFiles:
@@ -41,14 +47,14 @@ class SharedFiles:
             one and Checksum(one["kind"], bytes.fromhex(one["value"]), tuple(one["parts"]))
             for one in document["declared"]
         ]
-        files = tuple(map(_entry, document["files"]))
-        return cls(files, tuple(map(RelativePath, document["directories"])), tuple(declared))
+        files, others = tuple(map(_entry, document["files"])), tuple(map(_entry, document["others"]))
+        return cls(files, tuple(map(RelativePath, document["directories"])), tuple(declared), others)
 
 
 def _entry(data: Mapping[str, Any]) -> FileEntry:
     digest = Digest.parse(data["digest"]) if "digest" in data else None
     identity = RemoteIdentity.from_json(data["identity"]) if "identity" in data else None
-    return FileEntry(RelativePath(data["path"]), data["size"], digest, identity, data["executable"])
+    return FileEntry(RelativePath(data["path"]), data["size"], digest, identity, data.get("executable") is True)
 
 
 def can_be_shared(entry: FileEntry) -> bool:

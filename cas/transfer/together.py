@@ -1,7 +1,8 @@
 """A pull by many hosts of one job: each reads its share from the origin, and the job's group exchanges the rest.
 
 Every rank of the group takes part. Ranks that share a home are one host; the first of them does the host's work, the
-others only listen. What a rank cannot do it tells at the end of each round, so that all fail together, and soon.
+others only listen. What a rank does, it does in a thread, and tells the others meanwhile that it is at it: they wait as
+long as it gets on. What it cannot do it tells too, so that all fail together, and soon.
 """
 
 from __future__ import annotations
@@ -10,31 +11,54 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cas.config import Settings
-from cas.errors import CasError, ChangedError, ContentError, DigestMismatchError, PeerError
+from cas.errors import (
+    CasError,
+    ChangedError,
+    ContentError,
+    DigestMismatchError,
+    PeerError,
+    UsageError,
+)
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.ranges import Range
+from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer import checksums
 from cas.transfer.exchange import Block, Held, Round, plan_exchange
-from cas.transfer.fetch import PullReport, pull
+from cas.transfer.fetch import PullReport, list_files, pull
 from cas.transfer.host_files import BLOCK, HostFiles
+from cas.transfer.plan import pull_key
+from cas.transfer.preview import preview
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
+from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.small import SMALL_AT_ONCE
+from cas.transfer.watched import Watch
+from cas.transfer.workers import Workers, wait_all
 
 log = logging.getLogger("cas.transfer")
 
 T = TypeVar("T")
 
+Arrived: TypeAlias = list[tuple[Block, memoryview]]
+
 ROUND = 256 << 20  # bytes that arrive in one round, at most
 ALONE = (ChangedError, DigestMismatchError, RangesIgnoredError)  # then each host pulls by itself what is left
+TELL = 1.0  # seconds after which a rank that is still at work says so
+LEAVING = 1.0  # seconds that work which was ended gets to leave tidily
+_WORKING = b"."
 
 
 class Group(Protocol):
@@ -42,6 +66,7 @@ class Group(Protocol):
 
     rank: int
     size: int
+    bound: float  # seconds after which a rank that does not answer, or gets nothing done, is given up
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return what every rank gave, in order of rank."""
@@ -55,9 +80,23 @@ class Group(Protocol):
         """Send to some ranks while receiving from others."""
 
 
+class Source(Protocol):
+    """Where the files come from that no host has."""
+
+    def open_remote(self) -> Remote | None:
+        """Return what every host reads its share of; None: one host gets them by `get_all`, for all."""
+
+    def get_all(self, store: Store, closed: CasError | None, watch: Watch) -> PullReport:
+        """Bring all files into one host's store, in another way; `closed` is why the remote cannot be read.
+
+        Raises:
+            CasError: there is no other way, or it is closed too.
+        """
+
+
 def pull_together(
-    store: Store,
-    remote: Remote | None,
+    store: Callable[[], Store],
+    source: Source,
     group: Group,
     *,
     registry: str,
@@ -65,83 +104,165 @@ def pull_together(
     settings: Settings,
     expected_sizes: Mapping[str, int] | None = None,
     partial: bool = False,
+    selection: Selection = EVERYTHING,
 ) -> PullReport | None:
     """Bring a checkpoint into the stores of all hosts of a group; each byte leaves the origin once.
 
-    Returns on every rank when every host has committed the same files. See `pull` for the arguments; with no `remote`
-    the first rank's store must hold the checkpoint. Returns what this host's own pull reports, on the rank that did it.
+    Returns on every rank when every host has committed the same files. See `pull` for the arguments; the store is
+    opened, and the source asked, when all ranks hear of it if that fails. Returns what this host brought, on the rank
+    that did its work.
 
     Raises:
         PeerError: another rank failed (the message says which, and how), or does not answer.
-        CasError: this rank failed, as `pull` does; the others were told.
+        CasError: this rank failed, as `pull` does, or got nothing done for the group's bound; the others were told.
     """
-    with explained(f"cannot write into {store.home}"):
-        work = _Together(store, remote, group, settings)
-        return work.run(registry, uuid, dict(expected_sizes or {}), partial=partial)
+    together = _Together(source, group, settings, selection)
+    with explained(f"cannot write into {settings.home}"), contextlib.closing(together):
+        return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
 
 
-class _AloneError(PeerError):
+class _AloneError(Exception):
     """The exchange ends here; each host goes on by itself."""
 
 
 class _Together:
     """One rank's part of the work."""
 
-    def __init__(self, store: Store, remote: Remote | None, group: Group, settings: Settings) -> None:
-        self._store = store
-        self._remote = remote
+    _store: Store
+
+    def __init__(self, source: Source, group: Group, settings: Settings, selection: Selection) -> None:
+        self._source = source
+        self._remote: Remote | None = None
         self._group = group
         self._settings = settings
+        self._selection = selection
+        self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
-        self._failure: Exception | None = None  # ours, which the others have not heard of yet
+        self._shown: Staging | None = None  # by which others see that we get on
+        self._may_part = False  # whether each host may go on by itself, and no rank has to fail
+        self._watch = Watch()
+        self._worker = Workers(1, self._watch.ended, "cas-rank")
 
-    def run(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> PullReport | None:
+    def close(self) -> None:
+        """End what is still being done, if anything is: somebody failed, or was interrupted."""
+        self._watch.ended.set()
+        self._worker.__exit__(None)
+        self._worker.join(LEAVING)
+
+    def run(
+        self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
+    ) -> PullReport | None:
         """Do it."""
+        began = time.monotonic()
+        self._store = self._together(opened)
+        with contextlib.ExitStack() as locked:
+            key = pull_key(registry, uuid, self._selection)
+            self._together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
+            return self._run(registry, uuid, sizes, began, partial=partial)
+
+    def _lock(self, key: str, locked: contextlib.ExitStack) -> None:
+        """Wait for others that bring the same into the first rank's home, and let others wait for us.
+
+        One lock for all hosts: jobs that have the same hosts in another order would wait for each other.
+        """
+        locked.enter_context(self._store.exclusive(key))
+        self._shown = locked.enter_context(contextlib.closing(self._store.staging(key)))
+
+    def _run(
+        self, registry: str, uuid: str, sizes: dict[str, int], began: float, *, partial: bool
+    ) -> PullReport | None:
         leader = self._find_hosts()
-        shared = self._tell(registry, uuid)
         host = self._leaders.index(leader)
         leads = leader == self._group.rank
-        session = Session(self._store, self._remote or _NoRemote(), self._settings, None)
-        files = HostFiles(session, shared, self._known(registry, uuid, shared)) if leads else None
+        shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
+        known = self._together(lambda: self._prepare(shared) if leads else {})
+        here = set(known)
+        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
+        files = HostFiles(session, shared, known, self._watch) if leads else None
+        self._may_part = True
         try:
-            self._exchange(files, host, shared, draw_label=uuid[:8])
+            self._together(self._make_ready, files, uuid)
+            if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
+                self._exchange(files, host, shared, draw_label=uuid[:8])
         except _AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
+            self._may_part = False
             if files is not None:
                 session.stop.set()
                 files.close()
         report = None
         if leads:
-            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, partial=partial))
+            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
         else:
             self._together(lambda: None)
-        self._compare(registry, uuid, leads=leads)
-        return report
+        self._compare(registry, uuid, shared, leads=leads)
+        if report is None or self._report is not None:
+            return self._report
+        return replace(
+            report,
+            files_fetched=report.files_fetched + len(known) - len(here),
+            bytes_fetched=report.bytes_fetched + session.bytes_fetched,
+            bytes_here=sum(shared.files[number].size for number in here),
+            seconds=time.monotonic() - began,
+        )
 
     # --- telling -----------------------------------------------------------------------------------------------
 
-    def _together(self, doing: Callable[[], T]) -> T:
-        """Do something on every rank; if it fails on one, it fails on all."""
-        failure: Exception | None = None
+    def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
+        """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
+        work: Future[T] = self._worker.submit(self._watch.doing, self._explained, doing, *arguments)
+        sign, since = self._watch.sign(), time.monotonic()
         try:
-            value = doing()
-        except Exception as error:  # whatever it is: the others must hear of it
-            failure = error
-        self._raise_first(failure)
-        return value
+            while True:
+                wait([work], min(TELL, self._group.bound / 4))
+                current, now = self._watch.sign(), time.monotonic()
+                if current != sign:
+                    sign, since = current, now
+                if not self._is_going_on(work, now - since):
+                    return work.result()
+        except _AloneError:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
-    def _raise_first(self, failure: Exception | None) -> None:
-        text = b"" if failure is None else _said(failure)
-        answers = self._group.gather(text)
-        if failure is not None and not isinstance(failure, ALONE):
+    def _explained(self, doing: Callable[..., T], *arguments: Any) -> T:
+        """Do it; of a disk that is full, say to the others too which one that is."""
+        with explained(f"cannot write into {self._settings.home}"):
+            return doing(*arguments)
+
+    def _is_going_on(self, work: Future[T], idle: float) -> bool:
+        """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
+        done = work.done()
+        failure = work.exception() if done else self._standstill(idle)
+        parts = self._may_part and isinstance(failure, ALONE)
+        word = _said(failure, parts=parts) if failure is not None else b"" if done else _WORKING
+        answers = self._group.gather(word)
+        if failure is not None and not parts:
             raise failure
-        found = [(rank, answer.decode("utf-8", "replace")) for rank, answer in enumerate(answers) if answer]
-        for rank, answer in found:
-            if answer[0] == "!":
-                raise PeerError(f"rank {rank} of the process group failed: {answer[1:]}")
+        found = [
+            (rank, answer.decode("utf-8", "replace"))
+            for rank, answer in enumerate(answers)
+            if answer not in (b"", _WORKING)
+        ]
+        for rank, text in found:
+            if text[0] == "!":
+                host, _, reason = text[1:].partition("\n")
+                raise PeerError(f"rank {rank} of the process group (on {host}) failed: {reason}")
+        if _WORKING in answers:
+            return True
         if found:
-            raise _AloneError(found[0][1][1:])
+            raise _AloneError(found[0][1].partition("\n")[2])
+        return False
+
+    def _standstill(self, idle: float) -> CasError | None:
+        """Return what is wrong with work that has got nothing done for so many seconds."""
+        if idle <= self._group.bound:
+            return None
+        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._settings.home})?")
+        log.error("%s", error)  # now: what cleans up may hang as well
+        return error
 
     def _find_hosts(self) -> int:
         """Find out which ranks share a home, and return the one that does the work of ours.
@@ -152,7 +273,7 @@ class _Together:
         staging = self._together(lambda: self._store.staging(f"group {key}"))
         try:
             names = [name.decode("ascii", "replace") for name in self._group.gather(staging.folder.name.encode())]
-            seen = set(os.listdir(staging.folder.parent))
+            seen = set(self._together(os.listdir, staging.folder.parent))
             mine = min(rank for rank, name in enumerate(names) if name in seen)
             told = self._group.gather(str(mine).encode())  # nobody leaves before all have looked
         finally:
@@ -160,48 +281,125 @@ class _Together:
         self._leaders = sorted({int(one) for one in told})
         return mine
 
-    def _tell(self, registry: str, uuid: str) -> SharedFiles:
-        """Let the first rank look at the checkpoint, and tell."""
-        found: bytes | None = None
+    def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
+        """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
+        manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
+        told = self._group.gather(b"" if manifest is None else b"whole")
+        teller = next((rank for rank, one in enumerate(told) if one), 0)
+        found = self._together(
+            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
+        )
+        return SharedFiles.decode(self._group.broadcast(found, teller))
 
-        def look() -> None:
-            nonlocal found
-            if self._group.rank == 0:
-                found = self._look(registry, uuid).encode()
-
-        self._together(look)
-        return SharedFiles.decode(self._group.broadcast(found, 0))
-
-    def _look(self, registry: str, uuid: str) -> SharedFiles:
+    def _whole(self, registry: str, uuid: str) -> Manifest | None:
+        """Return what our store knows of the checkpoint, if all that is wanted of it is here."""
         manifest = self._store.resolve(registry, uuid)
-        if manifest is not None and manifest.complete and not self._store.absent(manifest):
-            return SharedFiles(manifest.files, manifest.directories, (None,) * len(manifest.files))
-        if self._remote is None:
-            raise ContentError(f"checkpoint {uuid} is not whole in the first rank's store {self._store.home}")
-        session = Session(self._store, self._remote, self._settings, None)
-        listing = session.remote.list()
+        if manifest is None:
+            return None
+        wanted = self._selection.part_of(manifest)
+        sizes = {entry.digest: entry.size for entry in wanted.files if entry.digest is not None}
+        here = self._store.blobs.locate_all(sizes)  # a damaged blob is not here
+        return manifest if wanted.complete and here.keys() == sizes.keys() else None
+
+    def _look(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
+        manifest = self._whole(registry, uuid)
+        if manifest is None or self._has_more(manifest):
+            closed: CasError | None = None
+            try:
+                self._remote = self._source.open_remote()
+                if self._remote is not None:
+                    return self._list(self._remote, sizes, partial=partial)
+            except CasError as error:
+                closed = error
+            if manifest is None:
+                self._report = self._source.get_all(self._store, closed, self._watch)
+                manifest = self._report.manifest
+            elif closed is not None and self._store.absent(manifest):
+                raise closed
+            self._remote = None
+        known = tuple(entry for entry in manifest.files if entry.digest is not None)
+        others = tuple(entry for entry in manifest.files if entry.digest is None)
+        return SharedFiles(known, manifest.directories, (None,) * len(known), others)
+
+    def _has_more(self, manifest: Manifest) -> bool:
+        """Whether files that are not wanted have digests: a host without them has to know where they lie."""
+        return any(entry.digest is not None and not self._selection.takes(entry.path) for entry in manifest.files)
+
+    def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
+        session = Session(self._store, remote, self._settings, None, self._watch)
+        listing = self._selection.of_listing(list_files(session.remote, sizes, partial=partial))
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
-        return SharedFiles(files, listing.directories, tuple(map(_Declared(session).of, listing.files)))
+        return SharedFiles(files, listing.directories, self._declared(session, listing.files))
 
-    def _known(self, registry: str, uuid: str, shared: SharedFiles) -> dict[int, Digest]:
-        """Return which files this host has already, by their place in the list."""
-        manifest = self._store.resolve(registry, uuid)
-        by_path = manifest.by_path if manifest is not None and self._remote is None else {}
+    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> tuple[Checksum | None, ...]:
+        """Ask for the checksums to verify the files by: all ranks wait, so many requests at once."""
+        count = min(len(files), self._settings.concurrency * SMALL_AT_ONCE)
+        with Workers(count, session.stop, "cas-declared") as workers:
+            return tuple(wait_all([workers.submit(_declared, session, file) for file in files], session.stop))
+
+    def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
+        """Return which files this host has already, by their place in the list; open the remote if it is needed."""
+        if not shared.is_known and self._remote is None:
+            self._remote = self._source.open_remote()
+            if self._remote is None:
+                raise UsageError("the setting mode is 'master' on this rank, and another on the rank that looked")
         facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity is not None)
         found = {}
         for number, entry in enumerate(shared.files):
             digest = entry.digest
             if digest is None and entry.identity in facts:
                 digest = facts[entry.identity].digest
-            if digest is None and entry.path in by_path:
-                digest = by_path[entry.path].digest
             if digest is not None and self._store.has(digest):
                 found[number] = digest
         return found
 
+    def _is_cheaper_alone(
+        self, registry: str, uuid: str, shared: SharedFiles, known: Mapping[int, Digest], *, leads: bool
+    ) -> bool:
+        """Whether the origin is asked for no more bytes if each host pulls by itself: only that finds donors.
+
+        So it is with a single host, and where all hosts have a checkpoint that is much like this one (hints.py).
+        """
+        if shared.is_known:
+            return False
+        if len(self._leaders) == 1:
+            return True
+        able = self._group.gather(b"1" if self._together(lambda: leads and self._store.chunks.has_parts()) else b"")
+        if not all(able[rank] for rank in self._leaders):
+            return False
+        cost = self._together(lambda: self._cost_alone(registry, uuid) if leads else 0)
+        told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
+        costs, somewhere = 0, set()
+        for rank in self._leaders:
+            cost, held = json.loads(told[rank])
+            costs += cost
+            somewhere.update(held)
+        return costs <= sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+
+    def _cost_alone(self, registry: str, uuid: str) -> int:
+        """Return how many bytes this host would fetch by itself."""
+        assert self._remote is not None  # what has no digests was listed there
+        found = preview(
+            self._store,
+            self._remote,
+            registry=registry,
+            uuid=uuid,
+            settings=self._settings,
+            selection=self._selection,
+            watch=self._watch,
+        )
+        return found.fetch
+
     # --- the rounds --------------------------------------------------------------------------------------------
+
+    def _make_ready(self, files: HostFiles | None, uuid: str) -> None:
+        """See that there is room, and show whoever waits for us where we get on."""
+        if files is not None and self._settings.check_space:
+            files.require_room(f"cannot fetch checkpoint {uuid}")
+        if files is not None and self._shown is not None:
+            self._shown.name_parts(files.folders())
 
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
         held = self._together(lambda: files.held() if files is not None else {})
@@ -216,41 +414,33 @@ class _Together:
         with contextlib.ExitStack() as line:
             if files is not None:
                 files.start(rounds, host, line.enter_context(draw(total, 0)))
+            arrived: Arrived = []
             for blocks in rounds:
-                self._round(files, host, blocks)
-            self._together(lambda: self._finish(files))
+                data = self._together(self._begin_round, files, host, blocks, arrived)
+                arrived = self._swap(host, blocks, data) if files is not None else []
+            self._together(self._finish, files, host, arrived)
 
-    def _finish(self, files: HostFiles | None) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
+        """Write what the round before brought, and return our own block of this one."""
+        if files is None:
+            return bytearray()
+        self._write(files, host, arrived)
+        return files.next_block() if any(one.owner == host for one in blocks) else bytearray()
+
+    def _finish(self, files: HostFiles | None, host: int, arrived: Arrived) -> None:
         if files is not None:
+            self._write(files, host, arrived)
             files.finish_empty()
 
-    def _round(self, files: HostFiles | None, host: int, blocks: Round) -> None:
-        """Exchange the blocks of one round. What arrived counts only when nobody failed: a host that did sent zeros."""
-        arrived: list[tuple[Block, memoryview]] = []
-        failure, self._failure = self._failure, None
-        if files is not None:
-            mine = next((one for one in blocks if one.owner == host), None)
-            data = bytearray(mine.size if mine is not None else 0)
-            try:
-                if mine is not None and failure is None:
-                    data = files.next_block()
-            except Exception as error:  # the others wait for a block: they get one, and hear of it
-                failure = error
-            arrived = self._swap(host, blocks, data)
-        self._raise_first(failure)
-        try:
-            for one, buffer in arrived:
-                if files is not None and host in one.lacking:
-                    files.write(one, buffer)
-        except Exception as error:  # told with the next round: the others are in the middle of it
-            self._failure = error
+    def _write(self, files: HostFiles, host: int, arrived: Arrived) -> None:
+        for one, buffer in arrived:
+            if host in one.lacking:
+                files.write(one, buffer)
 
-    def _swap(self, host: int, blocks: Round, data: bytearray) -> list[tuple[Block, memoryview]]:
+    def _swap(self, host: int, blocks: Round, data: bytearray) -> Arrived:
         sends: list[tuple[int, bytearray | memoryview]] = []
         receives: list[tuple[int, memoryview]] = []
-        arrived: list[tuple[Block, memoryview]] = []
+        arrived: Arrived = []
         for one in blocks:
             if one.owner == host:
                 sends += [(self._leaders[other], data) for other in one.lacking if other != host]
@@ -265,14 +455,30 @@ class _Together:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _conclude(
-        self, registry: str, uuid: str, sizes: dict[str, int], shared: SharedFiles, *, partial: bool
-    ) -> PullReport | None:
+        self,
+        registry: str,
+        uuid: str,
+        sizes: dict[str, int],
+        shared: SharedFiles,
+        known: Mapping[int, Digest],
+        *,
+        partial: bool,
+    ) -> PullReport:
         """Say what the checkpoint consists of; fetch what the exchange left out."""
-        if shared.is_known:
-            manifest = Manifest.of(shared.files, shared.directories)
-            if absent := self._store.tag(registry, uuid, manifest):
+        if shared.is_known or (len(known) == len(shared.files) and self._selection.is_everything):
+            files = [
+                FileEntry(one.path, one.size, known.get(number, one.digest), executable=one.executable)
+                for number, one in enumerate(shared.files)
+            ]
+            manifest = Manifest.of((*files, *shared.others), shared.directories)
+            absent = self._store.tag(registry, uuid, manifest)
+            if not absent:
+                self._store.seal_later(known.values())
+                facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity)
+                proofs = {str(one.path): facts[one.identity].proof for one in shared.files if one.identity in facts}
+                return PullReport(manifest, proofs, 0, 0, 0, manifest.size, 0.0)
+            if shared.is_known:
                 raise ContentError(f"{len(absent)} files of checkpoint {uuid} were removed while they arrived")
-            return None
         assert self._remote is not None  # what has no digests was listed there
         return pull(
             self._store,
@@ -282,43 +488,62 @@ class _Together:
             settings=self._settings,
             expected_sizes=sizes,
             partial=partial,
+            selection=self._selection,
+            watch=self._watch,
         )
 
-    def _compare(self, registry: str, uuid: str, *, leads: bool) -> None:
+    def _compare(self, registry: str, uuid: str, shared: SharedFiles, *, leads: bool) -> None:
         """See that all hosts have the same.
 
         Raises:
-            ContentError: they do not: the checkpoint was replaced at its origin meanwhile.
+            ContentError: they do not: the checkpoint was replaced at its origin meanwhile, or bytes were wrong.
         """
 
         def mine() -> bytes:
             manifest = self._store.resolve(registry, uuid) if leads else None
-            return manifest.digest.hex.encode() if manifest is not None else b""
+            if manifest is None:
+                return b"{}"
+            entries = self._selection.part_of(manifest).files
+            return json.dumps({entry.path: str(entry.digest or entry.size) for entry in entries}).encode()
 
         told = self._group.gather(self._together(mine))
-        if len({told[rank] for rank in self._leaders}) != 1:
-            raise ContentError(f"the hosts of the job have different files of checkpoint {uuid}; load it again")
+        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._leaders]
+        differ = {path for path in set().union(*found) if len({one.get(path) for one in found}) > 1}
+        if not differ:
+            return
+        self._together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
+        name = min(differ)
+        more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
+        raise ContentError(f"{name}{more} of checkpoint {uuid} is not the same on all hosts of the job; load it again")
+
+    def _forget(self, registry: str, uuid: str, shared: SharedFiles, differ: Collection[str]) -> None:
+        """Know nothing of files that hosts have read differently: the next job reads them from their origin again."""
+        if shared.is_known:
+            return  # and they may lie nowhere else
+        self._store.facts.withdraw_origins(
+            entry.identity for entry in shared.files if entry.path in differ and entry.identity is not None
+        )
+        self._store.refs.untag(registry, uuid)
 
 
-def _said(error: Exception) -> bytes:
-    mark = "~" if isinstance(error, ALONE) else "!"
+def in_a_line(error: BaseException) -> str:
+    """Return what other ranks are told of an error: one line, whoever raised it."""
     text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
-    return f"{mark}{text:.2000}".encode("utf-8", "replace")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
+
+
+def _said(error: BaseException, *, parts: bool) -> bytes:
+    return f"{'~' if parts else '!'}{platform.node()}\n{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
     return {int(file): [Range(*span) for span in spans] for file, spans in json.loads(data).items()}
 
 
-class _Declared:
-    """Asks for the checksum to verify a file by, if the listing does not suggest one."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def of(self, file: RemoteFile) -> Checksum | None:
-        likely = checksums.choose(self._session.remote.likely_checksums(file), md5=True)
-        return likely if likely is not None and file.size <= BLOCK else self._session.declared(file)
+def _declared(session: Session, file: RemoteFile) -> Checksum | None:
+    """Ask for the checksum to verify a file by, if the listing does not suggest one."""
+    likely = checksums.choose(session.remote.likely_checksums(file), md5=True)
+    return likely if likely is not None and file.size <= BLOCK else session.declared(file)
 
 
 class _NoRemote:
