@@ -262,6 +262,11 @@ def test_weights_that_load_where_nothing_may_run_load_by_default(
             assert (type(found), found.dtype) == (type(value), value.dtype)
 
 
+def test_path_that_a_newer_python_pickled_loads(folder: Path) -> None:
+    load(folder, pickled({"w": named("pathlib._local", "PosixPath")("a", "b")}))
+    assert load_folder(folder)["w"] == Path("a/b")
+
+
 @pytest.mark.parametrize("data", [b"<html>not found</html>", b"\x80\x02}X", b"version https://git-lfs"], ids=range(3))
 def test_damaged_file_is_called_damaged_and_not_unsafe(folder: Path, data: bytes) -> None:
     for name in ("model.pkl", "state_dict.pth"):

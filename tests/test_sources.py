@@ -249,6 +249,13 @@ def test_what_imports_by_name_for_the_code_finds_its_modules(tmp_path: Path, mon
         def make(path):
             module, _, name = path.rpartition(".")
             return getattr(importlib.import_module(module), name)
+
+        def is_module(path):
+            try:
+                return bool(importlib.import_module(path))
+            except ImportError as error:
+                assert error.name == path
+                return False
     """
     (tmp_path / "mine" / "some_library.py").write_text(textwrap.dedent(library))
     monkeypatch.syspath_prepend(str(tmp_path / "mine"))
@@ -261,6 +268,7 @@ def test_what_imports_by_name_for_the_code_finds_its_modules(tmp_path: Path, mon
 
             def find():
                 assert some_library.make("chosen.deep.net.Net") is Net
+                assert some_library.is_module("chosen.deep") and not some_library.is_module("chosen.deep.net.Net")
                 assert pydoc.locate("chosen.deep.net.Net") is Net
                 assert importlib.util.find_spec("chosen.deep.net") and not importlib.util.find_spec("chosen.nowhere")
                 assert pkgutil.get_data("chosen", "data.txt") == b"text"

@@ -36,10 +36,10 @@ def judge(module: str, name: str, *, own: Callable[[str], bool] = lambda module:
 
 
 def today(module: str, name: str) -> tuple[str, str]:
-    """Return what Python 3 calls a name of Python 2, as unpicklers do."""
+    """Return what every Python 3 calls a name of Python 2, as unpicklers do, or of a newer Python."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         return _compat_pickle.NAME_MAPPING[module, name]
-    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
+    return MOVED.get(module) or _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
 def may_take_attribute(module: str, name: str, *, own: Callable[[str], bool] = lambda module: False) -> bool:
@@ -143,6 +143,8 @@ _STDLIB = sys.stdlib_module_names | {"distutils", "test"}
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
+
+MOVED = {"pathlib._local": "pathlib"}  # by Python 3.13, which names a path's class so
 
 _OPERATORS = _words(
     "add and_ eq floordiv ge getitem gt itemgetter le lt matmul mod mul ne neg not_ or_ pow pos sub truediv xor"
@@ -282,6 +284,6 @@ _DANGEROUS_NAMES = {
 TELLING = _words("builtins ctypes eval exec f_globals gi_frame importlib os popen posix subprocess sys system")
 
 __all__ = [
-    "TELLING", "Verdict", "has_plain_classes", "is_harmless_by_place", "judge", "makes_again", "may_be_called",
+    "MOVED", "TELLING", "Verdict", "has_plain_classes", "is_harmless_by_place", "judge", "makes_again", "may_be_called",
     "may_be_changed", "may_be_filled", "may_take_attribute", "may_wait", "today",
 ]  # fmt: skip

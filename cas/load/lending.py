@@ -61,18 +61,20 @@ class _LastResort(importlib.abc.MetaPathFinder):
 class _Asking:
     """Who imports by name right now, as the frames on the stack tell.
 
-    `name` is what is wanted in the end: `a.b` also while its package `a` is asked for. `caller` is who wants it.
-    `through` are the functions of `importlib` and `pkgutil` between, if any: they take what they get, while C code (of
-    pickling) and `__import__` look into `sys.modules` for it afterwards.
+    `name` is what is wanted in the end: `a.b` also while its package `a` is asked for, which is the `step` then.
+    `caller` is who wants it. `through` are the functions of `importlib` and `pkgutil` between, if any: they take what
+    they get, while C code (of pickling) and `__import__` look into `sys.modules` for it afterwards.
     """
 
     name: str
+    step: str
     caller: FrameType | None
     through: frozenset[str]
 
     @classmethod
     def now(cls, fullname: str) -> _Asking:
         frame: FrameType | None = sys._getframe(2)
+        step = fullname
         through = set()
         while frame is not None:
             if frame.f_code.co_filename.startswith(_BOOTSTRAP):
@@ -83,7 +85,7 @@ class _Asking:
             elif _module_of(frame) not in _OURS:
                 break
             frame = frame.f_back
-        return cls(fullname, frame, frozenset(through))
+        return cls(fullname, step, frame, frozenset(through))
 
     def scope_of_them(self, known: list[Sources]) -> Sources | None:
         """Return the scope that is meant.
@@ -101,7 +103,8 @@ class _Asking:
             # Whoever asks whether something is installed must not see it, nor who imports for himself.
             allowed = not self.through or "import_module" in self.through
             scope = _scope_on_whose_behalf(self.caller, known) if allowed else None
-            return scope if scope is not None and scope.has(self.name) else None
+            # A library that tries where the path of a class ends wants a name that is none; its package is found.
+            return scope if scope is not None and (scope.has(self.name) or scope.has(self.step)) else None
         instruction = self.caller.f_code.co_code[self.caller.f_lasti] if self.caller.f_lasti >= 0 else _IMPORT_NAME
         if instruction == _IMPORT_NAME:
             return None

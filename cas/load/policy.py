@@ -33,7 +33,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
+from cas.load.allowlist import MOVED, Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
 from cas.load.dry_run import Inner, Judged, Name, dry_run, encode, is_plain_attribute
 from cas.load.mending import name_today, receptive
 from cas.load.nesting import require_shallow
@@ -230,7 +230,7 @@ class _GuardedUnpickler(pickle.Unpickler):
 
     def _find(self, module: str, name: str) -> Any:
         try:
-            return receptive(self._find_there(*name_today(module, name)))
+            return receptive(self._find_there(*name_today(MOVED.get(module, module), name)))
         except ModuleNotFoundError:
             if module.partition(".")[0] in _NOT_NEEDED:
                 return _absent(module, name)
