@@ -136,15 +136,17 @@ def _is_dangerous(module: str, name: str) -> bool:
     return any(".".join(parts[:count]) in _DANGEROUS for count in range(1, len(parts) + 1))
 
 
-# Python's own list leaves out its tests, which start programs, and what newer ones get from elsewhere.
-_STDLIB = sys.stdlib_module_names | {"distutils", "test"}
-
-
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 MOVED = {"pathlib._local": "pathlib"}  # by Python 3.13, which names a path's class so
+
+# Python's own list leaves out its tests, which start programs, and what newer ones lack (packages bring it back).
+_STDLIB = sys.stdlib_module_names | _words(
+    "aifc asynchat asyncore audioop cgi cgitb chunk crypt distutils imghdr imp lib2to3 mailcap msilib nis nntplib"
+    " ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib test uu xdrlib"
+)
 
 _OPERATORS = _words(
     "add and_ eq floordiv ge getitem gt itemgetter le lt matmul mod mul ne neg not_ or_ pow pos sub truediv xor"
