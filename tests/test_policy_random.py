@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import sys
@@ -15,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_policy_values import CALLING, HIDING
 
-from cas.errors import CasError
 from cas.load.allowlist import _CHANGED, _HARMLESS, _MAKERS
 from cas.load.policy import Policy
 
@@ -108,13 +108,9 @@ def test_what_is_let_through_calls_nothing_and_changes_nothing(calls: list[objec
     data = pickled({"w": program})
     policy = Policy()
     before = state_of_the_process()
-    try:
+    with contextlib.suppress(Exception):  # refusals, and calls with senseless arguments: what matters is what they did
         policy.check_pickle("model.pth", io.BytesIO(data))
         policy.unpickler("model.pth").load(io.BytesIO(data))
-    except CasError:
-        pass
-    except Exception:  # calls with senseless arguments: what matters is what they did
-        pass
     assert not calls and state_of_the_process() == before
 
 

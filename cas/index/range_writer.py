@@ -13,7 +13,7 @@ from cas.index import disk
 if TYPE_CHECKING:
     from cas.index.ingest import Ingest
 
-WINDOW = 1 << 20  # bytes per read of what was copied into a file
+_WINDOW = 1 << 20  # bytes per read of what was copied into a file
 
 
 class RangeWriter:
@@ -49,7 +49,7 @@ class RangeWriter:
         """
         end = min(self._at + length, self._end)
         disk.copy_range(source, self._fd, self._at, end - self._at)
-        buffer = memoryview(bytearray(min(WINDOW, max(end - self._at, 1))))
+        buffer = memoryview(bytearray(min(_WINDOW, max(end - self._at, 1))))
         while self._at < end:
             count = os.preadv(self._fd, [buffer[: end - self._at]], self._at)
             if not count:

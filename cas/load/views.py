@@ -327,25 +327,31 @@ def _mend(store: Store, digest: Digest, built: Path, stamp: Stamp) -> ViewReport
     folder = store.layout.view(digest)
     if not store.leases.enter(digest):
         return None
+    mended = None
     try:
-        tree, files = folder / "tree", StampedFiles.none()
-        if not _has_no_other_names(tree, stamp):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(tree))
-        for path, kind, hex, signature in stamp.files.rows():
-            if not _is_right(tree / path, kind, hex, signature):
-                _put(built / "tree" / path, tree / path)
-            now = store.owners.signature(os.stat(tree / path))
-            files.add(path, kind, Digest(hex), now)
-        folders = {name: _close(tree / name) for name in stamp.folders}
-        mended = Stamp(stamp.boot, stamp.sealed, folders, files)
-        disk.unlink(built / stamps.NAME)
-        mended.write(built)
-        disk.rename(built / stamps.NAME, folder / stamps.NAME)
+        if _has_no_other_names(folder / "tree", stamp):
+            mended = _put_right(store, folder, built, stamp)
     except OSError as error:  # somebody mends it too, or it is nothing that can be mended
         log.info("the view %s is not mended: %s", folder, error)
+    if mended is None:
         store.leases.leave(digest)
         return None
     return _report(mended, folder, reused=False)
+
+
+def _put_right(store: Store, folder: Path, built: Path, stamp: Stamp) -> Stamp:
+    """Make the files of a view those of its new stamp; return the stamp as it is written there."""
+    tree, files = folder / "tree", StampedFiles.none()
+    for path, kind, hex, signature in stamp.files.rows():
+        if not _is_right(tree / path, kind, hex, signature):
+            _put(built / "tree" / path, tree / path)
+        files.add(path, kind, Digest(hex), store.owners.signature(os.stat(tree / path)))
+    folders = {name: _close(tree / name) for name in stamp.folders}
+    mended = Stamp(stamp.boot, stamp.sealed, folders, files)
+    disk.unlink(built / stamps.NAME)
+    mended.write(built)
+    disk.rename(built / stamps.NAME, folder / stamps.NAME)
+    return mended
 
 
 def _has_no_other_names(tree: Path, stamp: Stamp) -> bool:
