@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import ROOT, damage, lies
+from stores import ROOT, damage, lies, run_python
 
 from cas.errors import ContentError, DigestMismatchError, NoSpaceError
 from cas.index import disk, lines
@@ -439,31 +439,30 @@ def test_odd_journal_entries_are_passed_over(entry: dict[str, object], store: St
     assert resume(store)[0] == [(0, 50_000), (60_000, 100_000)]
 
 
-@contextlib.contextmanager
-def open_files(more: int) -> Iterator[None]:
-    """Let this process open so many files more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is not used
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def begin_ranges_with_no_file_to_spare(home: Path) -> None:
+    """Begin ranges while not one file more may be opened, and again when they may; for a process of its own.
 
-
-def test_a_range_for_which_no_file_could_be_opened_can_be_begun_again(staging: Staging, tmp_path: Path) -> None:
-    donor = tmp_path / "donor"
+    In one that others use, a thread or the garbage collector closes a file meanwhile, and its number is free.
+    """
+    donor = home.with_name("donor")
     donor.write_bytes(DATA)
-    with donor.open("rb") as source, staging.ingest(len(DATA), source="source") as ingest:
-        with open_files(0):
-            for begin in (
-                lambda: ingest.range(0, 10_000),
-                lambda: ingest.copy_in(10_000, 20_000, source.fileno(), 10_000),
-                lambda: ingest.put_in(20_000, DATA[20_000:30_000]),
-            ):
-                with pytest.raises(OSError, match="Too many open files"):
-                    begin()
+    with (
+        Store(home).staging("test") as staging,
+        donor.open("rb") as source,
+        staging.ingest(len(DATA), source="source") as ingest,
+    ):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is not used
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        for begin in (
+            lambda: ingest.range(0, 10_000),
+            lambda: ingest.copy_in(10_000, 20_000, source.fileno(), 10_000),
+            lambda: ingest.put_in(20_000, DATA[20_000:30_000]),
+        ):
+            with pytest.raises(OSError, match="Too many open files"):
+                begin()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert ingest.missing == [(0, len(DATA))]
         with ingest.range(0, 10_000) as out:
             out.write(DATA[:10_000])
@@ -471,6 +470,11 @@ def test_a_range_for_which_no_file_could_be_opened_can_be_begun_again(staging: S
         ingest.put_in(20_000, DATA[20_000:30_000])
         ingest.write_at(30_000, DATA[30_000:])
         assert ingest.commit() == Digest.of(DATA)
+
+
+def test_a_range_for_which_no_file_could_be_opened_can_be_begun_again(tmp_path: Path) -> None:
+    code = "import sys, pathlib, test_ingest; test_ingest.begin_ranges_with_no_file_to_spare(pathlib.Path(sys.argv[1]))"
+    run_python(code, tmp_path / "home")
 
 
 def test_what_is_taken_over_counts_though_the_journal_cannot_say_so(store: Store) -> None:
