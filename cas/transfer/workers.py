@@ -11,7 +11,7 @@ from typing import ParamSpec, Self, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_TICK = 0.2  # seconds between two looks at whether to stop: Ctrl-C ends a transfer within a second
+TICK = 0.2  # seconds between two looks at whether to stop: Ctrl-C ends a transfer within a second
 
 
 class StoppedError(Exception):
@@ -75,7 +75,7 @@ def wait_all(futures: Iterable[Future[R]], stop: threading.Event) -> list[R]:
     try:
         left: set[Future[R]] = set(pending)
         while left:
-            done, left = wait(left, timeout=_TICK, return_when=FIRST_EXCEPTION)
+            done, left = wait(left, timeout=TICK, return_when=FIRST_EXCEPTION)
             for future in done:
                 if not future.cancelled() and (error := future.exception()) is not None:
                     raise error
