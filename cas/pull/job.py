@@ -18,7 +18,8 @@ from cas.registry.records import CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.process_group import TorchGroup
 from cas.transfer.selection import EVERYTHING, Selection
-from cas.transfer.together import Group, in_a_line, pull_together
+from cas.transfer.telling import Group, in_a_line
+from cas.transfer.together import pull_together
 
 log = logging.getLogger("cas.checkpoint")
 

@@ -1,8 +1,7 @@
 """A pull by many hosts of one job: each reads its share from the origin, and the job's group exchanges the rest.
 
 Every rank of the group takes part. Ranks that share a home are one host; the first of them does the host's work, the
-others only listen. What a rank does, it does in a thread, and tells the others meanwhile that it is at it: they wait as
-long as it gets on. What it cannot do it tells too, so that all fail together, and soon.
+others only listen.
 """
 
 from __future__ import annotations
@@ -11,21 +10,16 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cas.config import Settings
 from cas.errors import (
     CasError,
-    ChangedError,
     ContentError,
-    DigestMismatchError,
-    PeerError,
     UsageError,
 )
 from cas.index.digest import Digest
@@ -40,11 +34,12 @@ from cas.transfer.host_files import BLOCK, HostFiles
 from cas.transfer.plan import pull_key
 from cas.transfer.preview import preview
 from cas.transfer.progress import drawer
-from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
+from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, can_be_shared
 from cas.transfer.small import SMALL_AT_ONCE
+from cas.transfer.telling import AloneError, Group, Rank
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
@@ -55,29 +50,6 @@ T = TypeVar("T")
 Arrived: TypeAlias = list[tuple[Block, memoryview]]
 
 ROUND = 256 << 20  # bytes that arrive in one round, at most
-ALONE = (ChangedError, DigestMismatchError, RangesIgnoredError)  # then each host pulls by itself what is left
-TELL = 1.0  # seconds after which a rank that is still at work says so
-LEAVING = 1.0  # seconds that work which was ended gets to leave tidily
-_WORKING = b"."
-
-
-class Group(Protocol):
-    """The ranks of one job; every one makes the same calls in the same order."""
-
-    rank: int
-    size: int
-    bound: float  # seconds after which a rank that does not answer, or gets nothing done, is given up
-
-    def gather(self, data: bytes) -> list[bytes]:
-        """Return what every rank gave, in order of rank."""
-
-    def broadcast(self, data: bytes | None, source: int) -> bytes:
-        """Return what the rank `source` gave."""
-
-    def swap(
-        self, sends: Sequence[tuple[int, bytearray | memoryview]], receives: Sequence[tuple[int, memoryview]]
-    ) -> None:
-        """Send to some ranks while receiving from others."""
 
 
 class Source(Protocol):
@@ -116,13 +88,10 @@ def pull_together(
         PeerError: another rank failed (the message says which, and how), or does not answer.
         CasError: this rank failed, as `pull` does, or got nothing done for the group's bound; the others were told.
     """
-    together = _Together(source, group, settings, selection)
-    with explained(f"cannot write into {settings.home}"), contextlib.closing(together):
+    rank = Rank(group, settings.home)
+    together = _Together(source, group, rank, settings, selection)
+    with explained(f"cannot write into {settings.home}"), contextlib.closing(rank):
         return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
-
-
-class _AloneError(Exception):
-    """The exchange ends here; each host goes on by itself."""
 
 
 class _Together:
@@ -130,34 +99,26 @@ class _Together:
 
     _store: Store
 
-    def __init__(self, source: Source, group: Group, settings: Settings, selection: Selection) -> None:
+    def __init__(self, source: Source, group: Group, rank: Rank, settings: Settings, selection: Selection) -> None:
         self._source = source
         self._remote: Remote | None = None
         self._group = group
+        self._rank = rank
         self._settings = settings
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
         self._shown: Staging | None = None  # by which others see that we get on
-        self._may_part = False  # whether each host may go on by itself, and no rank has to fail
-        self._watch = Watch()
-        self._worker = Workers(1, self._watch.ended, "cas-rank")
-
-    def close(self) -> None:
-        """End what is still being done, if anything is: somebody failed, or was interrupted."""
-        self._watch.ended.set()
-        self._worker.__exit__(None)
-        self._worker.join(LEAVING)
 
     def run(
         self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
     ) -> PullReport | None:
         """Do it."""
         began = time.monotonic()
-        self._store = self._together(opened)
+        self._store = self._rank.together(opened)
         with contextlib.ExitStack() as locked:
             key = pull_key(registry, uuid, self._selection)
-            self._together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
+            self._rank.together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
             return self._run(registry, uuid, sizes, began, partial=partial)
 
     def _lock(self, key: str, locked: contextlib.ExitStack) -> None:
@@ -175,27 +136,27 @@ class _Together:
         host = self._leaders.index(leader)
         leads = leader == self._group.rank
         shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
-        known = self._together(lambda: self._prepare(shared) if leads else {})
+        known = self._rank.together(lambda: self._prepare(shared) if leads else {})
         here = set(known)
-        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
-        files = HostFiles(session, shared, known, self._watch) if leads else None
-        self._may_part = True
+        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._rank.watch)
+        files = HostFiles(session, shared, known, self._rank.watch) if leads else None
+        self._rank.may_part = True
         try:
-            self._together(self._make_ready, files, uuid)
+            self._rank.together(self._make_ready, files, uuid)
             if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
                 self._exchange(files, host, shared, draw_label=uuid[:8])
-        except _AloneError as error:
+        except AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
-            self._may_part = False
+            self._rank.may_part = False
             if files is not None:
                 session.stop.set()
                 files.close()
         report = None
         if leads:
-            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
+            report = self._rank.together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
         else:
-            self._together(lambda: None)
+            self._rank.together(lambda: None)
         self._compare(registry, uuid, shared, leads=leads)
         if report is None or self._report is not None:
             return self._report
@@ -207,73 +168,16 @@ class _Together:
             seconds=time.monotonic() - began,
         )
 
-    # --- telling -----------------------------------------------------------------------------------------------
-
-    def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
-        """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
-        work: Future[T] = self._worker.submit(self._watch.doing, self._explained, doing, *arguments)
-        sign, since = self._watch.sign(), time.monotonic()
-        try:
-            while True:
-                wait([work], min(TELL, self._group.bound / 4))
-                current, now = self._watch.sign(), time.monotonic()
-                if current != sign:
-                    sign, since = current, now
-                if not self._is_going_on(work, now - since):
-                    return work.result()
-        except _AloneError:
-            raise
-        except BaseException:
-            self.close()
-            raise
-
-    def _explained(self, doing: Callable[..., T], *arguments: Any) -> T:
-        """Do it; of a disk that is full, say to the others too which one that is."""
-        with explained(f"cannot write into {self._settings.home}"):
-            return doing(*arguments)
-
-    def _is_going_on(self, work: Future[T], idle: float) -> bool:
-        """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
-        done = work.done()
-        failure = work.exception() if done else self._standstill(idle)
-        parts = self._may_part and isinstance(failure, ALONE)
-        word = _said(failure, parts=parts) if failure is not None else b"" if done else _WORKING
-        answers = self._group.gather(word)
-        if failure is not None and not parts:
-            raise failure
-        found = [
-            (rank, answer.decode("utf-8", "replace"))
-            for rank, answer in enumerate(answers)
-            if answer not in (b"", _WORKING)
-        ]
-        for rank, text in found:
-            if text[0] == "!":
-                host, _, reason = text[1:].partition("\n")
-                raise PeerError(f"rank {rank} of the process group (on {host}) failed: {reason}")
-        if _WORKING in answers:
-            return True
-        if found:
-            raise _AloneError(found[0][1].partition("\n")[2])
-        return False
-
-    def _standstill(self, idle: float) -> CasError | None:
-        """Return what is wrong with work that has got nothing done for so many seconds."""
-        if idle <= self._group.bound:
-            return None
-        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._settings.home})?")
-        log.error("%s", error)  # now: what cleans up may hang as well
-        return error
-
     def _find_hosts(self) -> int:
         """Find out which ranks share a home, and return the one that does the work of ours.
 
         Each makes a folder in its home, and looks whose it sees: names of hosts and homes can lie about that.
         """
         key = self._group.broadcast(secrets.token_hex(16).encode(), 0).decode("ascii", "replace")
-        staging = self._together(lambda: self._store.staging(f"group {key}"))
+        staging = self._rank.together(lambda: self._store.staging(f"group {key}"))
         try:
             names = [name.decode("ascii", "replace") for name in self._group.gather(staging.folder.name.encode())]
-            seen = set(self._together(os.listdir, staging.folder.parent))
+            seen = set(self._rank.together(os.listdir, staging.folder.parent))
             mine = min(rank for rank, name in enumerate(names) if name in seen)
             told = self._group.gather(str(mine).encode())  # nobody leaves before all have looked
         finally:
@@ -283,10 +187,10 @@ class _Together:
 
     def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
         """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
-        manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
+        manifest = self._rank.together(lambda: self._whole(registry, uuid) if leads else None)
         told = self._group.gather(b"" if manifest is None else b"whole")
         teller = next((rank for rank, one in enumerate(told) if one), 0)
-        found = self._together(
+        found = self._rank.together(
             lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
         )
         return SharedFiles.decode(self._group.broadcast(found, teller))
@@ -312,7 +216,7 @@ class _Together:
             except CasError as error:
                 closed = error
             if manifest is None:
-                self._report = self._source.get_all(self._store, closed, self._watch)
+                self._report = self._source.get_all(self._store, closed, self._rank.watch)
                 manifest = self._report.manifest
             elif closed is not None and self._store.absent(manifest):
                 raise closed
@@ -326,7 +230,7 @@ class _Together:
         return any(entry.digest is not None and not self._selection.takes(entry.path) for entry in manifest.files)
 
     def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
-        session = Session(self._store, remote, self._settings, None, self._watch)
+        session = Session(self._store, remote, self._settings, None, self._rank.watch)
         listing = self._selection.of_listing(list_files(session.remote, sizes, partial=partial))
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
@@ -366,10 +270,12 @@ class _Together:
             return False
         if len(self._leaders) == 1:
             return True
-        able = self._group.gather(b"1" if self._together(lambda: leads and self._store.chunks.has_parts()) else b"")
+        able = self._group.gather(
+            b"1" if self._rank.together(lambda: leads and self._store.chunks.has_parts()) else b""
+        )
         if not all(able[rank] for rank in self._leaders):
             return False
-        cost = self._together(lambda: self._cost_alone(registry, uuid) if leads else 0)
+        cost = self._rank.together(lambda: self._cost_alone(registry, uuid) if leads else 0)
         told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
         costs, somewhere = 0, set()
         for rank in self._leaders:
@@ -388,7 +294,7 @@ class _Together:
             uuid=uuid,
             settings=self._settings,
             selection=self._selection,
-            watch=self._watch,
+            watch=self._rank.watch,
         )
         return found.fetch
 
@@ -402,7 +308,7 @@ class _Together:
             self._shown.name_parts(files.folders())
 
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
-        held = self._together(lambda: files.held() if files is not None else {})
+        held = self._rank.together(lambda: files.held() if files is not None else {})
         told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
         all_held: list[Held] = [_held(told[rank]) for rank in self._leaders]
         sizes = [entry.size if can_be_shared(entry) else 0 for entry in shared.files]
@@ -416,9 +322,9 @@ class _Together:
                 files.start(rounds, host, line.enter_context(draw(total, 0)))
             arrived: Arrived = []
             for blocks in rounds:
-                data = self._together(self._begin_round, files, host, blocks, arrived)
+                data = self._rank.together(self._begin_round, files, host, blocks, arrived)
                 arrived = self._swap(host, blocks, data) if files is not None else []
-            self._together(self._finish, files, host, arrived)
+            self._rank.together(self._finish, files, host, arrived)
 
     def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
         """Write what the round before brought, and return our own block of this one."""
@@ -489,7 +395,7 @@ class _Together:
             expected_sizes=sizes,
             partial=partial,
             selection=self._selection,
-            watch=self._watch,
+            watch=self._rank.watch,
         )
 
     def _compare(self, registry: str, uuid: str, shared: SharedFiles, *, leads: bool) -> None:
@@ -506,12 +412,12 @@ class _Together:
             entries = self._selection.part_of(manifest).files
             return json.dumps({entry.path: str(entry.digest or entry.size) for entry in entries}).encode()
 
-        told = self._group.gather(self._together(mine))
+        told = self._group.gather(self._rank.together(mine))
         found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._leaders]
         differ = {path for path in set().union(*found) if len({one.get(path) for one in found}) > 1}
         if not differ:
             return
-        self._together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
+        self._rank.together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
         name = min(differ)
         more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
         raise ContentError(f"{name}{more} of checkpoint {uuid} is not the same on all hosts of the job; load it again")
@@ -524,16 +430,6 @@ class _Together:
             entry.identity for entry in shared.files if entry.path in differ and entry.identity is not None
         )
         self._store.refs.untag(registry, uuid)
-
-
-def in_a_line(error: BaseException) -> str:
-    """Return what other ranks are told of an error: one line, whoever raised it."""
-    text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
-
-
-def _said(error: BaseException, *, parts: bool) -> bytes:
-    return f"{'~' if parts else '!'}{platform.node()}\n{in_a_line(error)}".encode("utf-8", "replace")
 
 
 def _held(data: bytes) -> Held:
