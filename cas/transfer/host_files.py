@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from cas.transfer.exchange import Block, Part, Round
 from cas.transfer.plan import split, unit_of
 from cas.transfer.remote import RemoteFile
 from cas.transfer.session import Session, unvouched
-from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.settling import Unclear, Word
+from cas.transfer.shared_files import SharedFiles, can_be_shared, remote_file
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
@@ -41,6 +42,7 @@ class HostFiles:
             one if one is not None and checksums.start(one.kind) is not None else None for one in shared.declared
         ]
         self._known = known
+        self.unclear = Unclear(session, shared)
         self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
         self._small: Staging | None = None
         self._loaded: list[Any] = []
@@ -135,7 +137,7 @@ class HostFiles:
         elif number in self._open and not _overlaps(self._open[number][1].missing, start, start + len(place)):
             _read_file(os.fspath(self._open[number][1].path), start, place)
         else:
-            self._fetch(_remote_file(entry), start, place)
+            self._fetch(remote_file(entry), start, place)
         self._watch.notice()
 
     def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
@@ -187,7 +189,7 @@ class HostFiles:
 
     def _key(self, entry: FileEntry) -> str:
         """Name the folder of a file that comes in several parts: as any pull names it."""
-        return unit_of(_remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
+        return unit_of(remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
 
     def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
         entry = self._shared.files[number]
@@ -198,7 +200,7 @@ class HostFiles:
                 expected, actual = str(verifier.checksum), f"{verifier.checksum.kind}:{verifier.value.hex()}"
                 raise DigestMismatchError(str(entry.path), expected=expected, actual=actual)
             if verifier is None and entry.digest is None and self._session.strict:
-                raise unvouched(_remote_file(entry))
+                raise unvouched(remote_file(entry))
             ingest.commit(entry.digest)
         except BaseException:
             ingest.abort()
@@ -210,36 +212,49 @@ class HostFiles:
     def _put(self, number: int, data: bytes) -> None:
         """Take a small file."""
         entry, checksum = self._shared.files[number], self._declared[number]
-        proof = LENGTH_ONLY
-        if checksum is not None and checksums.matches(checksum, data):
-            proof = checksums.proof(checksum)
-        elif checksum is not None and checksum.kind != "md5":
-            checksums.require(checksum, data, str(entry.path))
-        elif entry.digest is None and (checksum is not None or self._session.strict):
-            return  # an ETag that looks like an MD5 need not be one: this host's own pull looks closer
         if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
             raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
+        is_right = checksum is not None and checksums.matches(checksum, data)
+        is_unclear = number in self._shared.likely and not is_right
+        if checksum is not None and not is_right and not is_unclear:
+            checksums.require(checksum, data, str(entry.path))
+        if checksum is None and entry.digest is None and self._session.strict and not is_unclear:
+            return  # this host's own pull says what is missing
         if self._small is None:
             self._small = self._session.store.staging(_SMALL)
-        self._note(number, self._small.put(data), proof)
+        digest = self._small.put(data)
+        if is_unclear:
+            self.unclear.add(number, digest)
+        else:
+            self._note(number, digest, checksums.proof(checksum) if checksum is not None else LENGTH_ONLY)
 
     def _note(self, number: int, digest: Digest, proof: str) -> None:
         entry = self._shared.files[number]
         self._known[number] = digest
         if entry.identity is not None:
-            self._session.committed(_remote_file(entry), digest, proof)
+            self._session.committed(remote_file(entry), digest, proof)
+
+    def known_of(self, numbers: Iterable[int]) -> list[Word]:
+        """Say what is known here of files that are unclear to some host."""
+        known = {number: self._known[number] for number in numbers if number in self._known}
+        identities = {number: self._shared.files[number].identity for number in known}
+        facts = self._session.store.facts.origins(one for one in identities.values() if one is not None)
+        return [
+            (number, str(digest), facts[identity].proof)
+            for number, digest in known.items()
+            if (identity := identities[number]) in facts and facts[identity].digest == digest
+        ]
+
+    def settle(self, words: Iterable[Word]) -> None:
+        """Take the files that are clear by what hosts told of them."""
+        for number, digest, proof in self.unclear.take(words):
+            self._note(number, digest, proof)
 
     def finish_empty(self) -> None:
         """Take the files that have no bytes: nobody sends them."""
         for number, entry in enumerate(self._shared.files):
             if not entry.size and number not in self._known and can_be_shared(entry):
                 self._put(number, b"")
-
-
-def _remote_file(entry: FileEntry) -> RemoteFile:
-    if entry.identity is None:  # it was in somebody's store
-        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
-    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
 
 
 def _without(size: int, gaps: Sequence[Range]) -> list[tuple[int, int]]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cas.errors import ContentError
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
-from cas.transfer.remote import Checksum
+from cas.transfer.remote import Checksum, RemoteFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class SharedFiles:
     files: tuple[FileEntry, ...]  # those that are wanted: with digests if its store holds them, else with identities
     directories: tuple[RelativePath, ...]
     declared: tuple[Checksum | None, ...]
+    likely: frozenset[int] = frozenset()  # of these it is suggested only: a match proves the bytes, a mismatch nothing
     others: tuple[FileEntry, ...] = ()  # with digests: what a manifest says of the files that are not wanted
 
     @property
@@ -35,6 +37,7 @@ class SharedFiles:
             "files": [entry.to_json() for entry in self.files],
             "directories": self.directories,
             "declared": declared,
+            "likely": sorted(self.likely),
             "others": [entry.to_json() for entry in self.others],
         }
         return json.dumps(document).encode()
@@ -48,7 +51,8 @@ class SharedFiles:
             for one in document["declared"]
         ]
         files, others = tuple(map(_entry, document["files"])), tuple(map(_entry, document["others"]))
-        return cls(files, tuple(map(RelativePath, document["directories"])), tuple(declared), others)
+        directories = tuple(map(RelativePath, document["directories"]))
+        return cls(files, directories, tuple(declared), frozenset(document["likely"]), others)
 
 
 def _entry(data: Mapping[str, Any]) -> FileEntry:
@@ -60,3 +64,14 @@ def _entry(data: Mapping[str, Any]) -> FileEntry:
 def can_be_shared(entry: FileEntry) -> bool:
     """Whether ranges of a file can be read one by one; of others each host reads its own."""
     return entry.digest is not None or (entry.identity is not None and entry.identity.has_validator)
+
+
+def remote_file(entry: FileEntry) -> RemoteFile:
+    """Return a file as its origin listed it.
+
+    Raises:
+        ContentError: it lay in somebody's store, and no origin is known.
+    """
+    if entry.identity is None:
+        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
+    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)

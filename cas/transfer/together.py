@@ -37,6 +37,7 @@ from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, Remote, RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
+from cas.transfer.settling import Word
 from cas.transfer.shared_files import SharedFiles, can_be_shared
 from cas.transfer.small import SMALL_AT_ONCE
 from cas.transfer.telling import AloneError, Group, Rank
@@ -108,6 +109,7 @@ class _Together:
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
         self._leaders: list[int] = []  # of each host the rank that does its work
+        self._teller = 0  # the rank that told what the files are
         self._shown: Staging | None = None  # by which others see that we get on
 
     def run(
@@ -189,11 +191,12 @@ class _Together:
         """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
         manifest = self._rank.together(lambda: self._whole(registry, uuid) if leads else None)
         told = self._group.gather(b"" if manifest is None else b"whole")
-        teller = next((rank for rank, one in enumerate(told) if one), 0)
+        self._teller = next((rank for rank, one in enumerate(told) if one), 0)
+        tells = self._group.rank == self._teller
         found = self._rank.together(
-            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
+            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if tells else None
         )
-        return SharedFiles.decode(self._group.broadcast(found, teller))
+        return SharedFiles.decode(self._group.broadcast(found, self._teller))
 
     def _whole(self, registry: str, uuid: str) -> Manifest | None:
         """Return what our store knows of the checkpoint, if all that is wanted of it is here."""
@@ -223,7 +226,7 @@ class _Together:
             self._remote = None
         known = tuple(entry for entry in manifest.files if entry.digest is not None)
         others = tuple(entry for entry in manifest.files if entry.digest is None)
-        return SharedFiles(known, manifest.directories, (None,) * len(known), others)
+        return SharedFiles(known, manifest.directories, (None,) * len(known), others=others)
 
     def _has_more(self, manifest: Manifest) -> bool:
         """Whether files that are not wanted have digests: a host without them has to know where they lie."""
@@ -235,13 +238,32 @@ class _Together:
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
-        return SharedFiles(files, listing.directories, self._declared(session, listing.files))
+        likely = [self._likely(session, file) for file in listing.files]
+        others = [file for file, one in zip(listing.files, likely, strict=True) if one is None]
+        declared = iter(self._declared(session, others))
+        return SharedFiles(
+            files,
+            listing.directories,
+            tuple(one if one is not None else next(declared) for one in likely),
+            frozenset(number for number, one in enumerate(likely) if one is not None),
+        )
 
-    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> tuple[Checksum | None, ...]:
+    def _likely(self, session: Session, file: RemoteFile) -> Checksum | None:
+        """Return the checksum that the listing suggests of a file that is sent at once: it costs no request."""
+        if file.size > self._block:
+            return None
+        return checksums.choose(session.remote.likely_checksums(file), md5=True)
+
+    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> list[Checksum | None]:
         """Ask for the checksums to verify the files by: all ranks wait, so many requests at once."""
         count = min(len(files), self._settings.concurrency * SMALL_AT_ONCE)
         with Workers(count, session.stop, "cas-declared") as workers:
-            return tuple(wait_all([workers.submit(_declared, session, file) for file in files], session.stop))
+            return wait_all([workers.submit(session.declared, file) for file in files], session.stop)
+
+    @property
+    def _block(self) -> int:
+        """How many bytes a host sends at once."""
+        return min(BLOCK, max(ROUND // len(self._leaders), 1 << 20))
 
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list; open the remote if it is needed."""
@@ -308,12 +330,9 @@ class _Together:
             self._shown.name_parts(files.folders())
 
     def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
-        held = self._rank.together(lambda: files.held() if files is not None else {})
-        told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
-        all_held: list[Held] = [_held(told[rank]) for rank in self._leaders]
+        all_held: list[Held] = [_held(one) for one in self._hear(files.held if files is not None else None)]
         sizes = [entry.size if can_be_shared(entry) else 0 for entry in shared.files]
-        block = min(BLOCK, max(ROUND // len(self._leaders), 1 << 20))
-        rounds = plan_exchange(sizes, all_held, block=block)
+        rounds = plan_exchange(sizes, all_held, block=self._block)
         total = sum(one.size for blocks in rounds for one in blocks if host in one.lacking)
         log.info("%d hosts, %d rounds, %d bytes to bring here", len(self._leaders), len(rounds), total)
         draw = drawer(self._settings.progress, draw_label)
@@ -325,6 +344,13 @@ class _Together:
                 data = self._rank.together(self._begin_round, files, host, blocks, arrived)
                 arrived = self._swap(host, blocks, data) if files is not None else []
             self._rank.together(self._finish, files, host, arrived)
+        self._settle(files, shared)
+
+    def _hear(self, doing: Callable[[], Any] | None) -> list[Any]:
+        """Let every host do something, and return what each tells of it."""
+        found = self._rank.together(lambda: doing() if doing is not None else None)
+        told = self._group.gather(json.dumps(found).encode() if doing is not None else b"")
+        return [json.loads(told[rank]) for rank in self._leaders]
 
     def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
         """Write what the round before brought, and return our own block of this one."""
@@ -357,6 +383,21 @@ class _Together:
                 arrived.append((one, buffer))
         self._group.swap(sends, receives)
         return arrived
+
+    def _settle(self, files: HostFiles | None, shared: SharedFiles) -> None:
+        """Find out what the bytes are that have another checksum than the listing suggests: on one host, for all."""
+        if not shared.likely:
+            return
+        unclear = set().union(*self._hear(files.unclear.numbers if files is not None else None))
+        if not unclear:
+            return
+        told = self._hear((lambda: files.known_of(unclear)) if files is not None else None)
+        words: list[Word] = [word for one in told for word in one]
+        left = sorted(unclear - {number for number, _, _ in words})
+        listed = self._group.rank == self._teller
+        judged = self._rank.together(lambda: files.unclear.judge(left) if files is not None and listed else [])
+        words += json.loads(self._group.broadcast(json.dumps(judged).encode(), self._teller))
+        self._rank.together(lambda: files.settle(words) if files is not None else None)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -432,14 +473,8 @@ class _Together:
         self._store.refs.untag(registry, uuid)
 
 
-def _held(data: bytes) -> Held:
-    return {int(file): [Range(*span) for span in spans] for file, spans in json.loads(data).items()}
-
-
-def _declared(session: Session, file: RemoteFile) -> Checksum | None:
-    """Ask for the checksum to verify a file by, if the listing does not suggest one."""
-    likely = checksums.choose(session.remote.likely_checksums(file), md5=True)
-    return likely if likely is not None and file.size <= BLOCK else session.declared(file)
+def _held(data: dict[str, list[tuple[int, int]]]) -> Held:
+    return {int(file): [Range(*span) for span in spans] for file, spans in data.items()}
 
 
 class _NoRemote:
