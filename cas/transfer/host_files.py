@@ -10,7 +10,6 @@ from typing import Any
 from cas.errors import ContentError, DigestMismatchError
 from cas.index.digest import Digest
 from cas.index.ingest import Ingest
-from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
 from cas.index.space import Need, left_over, require_room
 from cas.index.staging import Staging
@@ -25,7 +24,7 @@ from cas.transfer.shared_files import SharedFiles, can_be_shared, remote_file
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
-BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
+BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below rounds.ROUND
 _SMALL = "files from other hosts"
 REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 
@@ -55,18 +54,30 @@ class HostFiles:
             NoSpaceError: what is missing has no room in this home.
         """
         store = self._session.store
-        wanted = [entry for number, entry in enumerate(self._shared.files) if number not in self._known]
+        wanted = self._lacking()
         size = sum(
-            max(entry.size - (left_over(store.layout, self._key(entry)) if entry.size > BLOCK else 0), 0)
-            for entry in wanted
+            max(self._size(number) - (left_over(store.layout, self._key(number)) if self._is_resumed(number) else 0), 0)
+            for number in wanted
         )
         require_room(store, Need(store.home, size, len(wanted)), doing)
 
     def folders(self) -> list[Path]:
         """Return where in the store what is missing is written as it arrives."""
-        wanted = (entry for number, entry in enumerate(self._shared.files) if number not in self._known)
         layout = self._session.store.layout
-        return [layout.ingest(key) for key in (_SMALL, *(self._key(entry) for entry in wanted if entry.size > BLOCK))]
+        keys = [self._key(number) for number in self._lacking() if self._is_resumed(number)]
+        return [layout.ingest(key) for key in (_SMALL, *keys)]
+
+    def _lacking(self) -> list[int]:
+        return [number for number in range(len(self._shared.files)) if number not in self._known]
+
+    def _size(self, number: int) -> int:
+        """Return how many bytes of a file are wanted here; of one that each host pulls by itself, all."""
+        parts = self._shared.parts.get(number)
+        return self._shared.files[number].size if parts is None else sum(one.length for one in parts)
+
+    def _is_resumed(self, number: int) -> bool:
+        """Whether a file comes in several parts, and those that an interrupted pull left are used."""
+        return self._shared.files[number].size > BLOCK or number in self._shared.parts
 
     def held(self) -> dict[int, list[tuple[int, int]]]:
         """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
@@ -74,7 +85,7 @@ class HostFiles:
         for number, entry in enumerate(self._shared.files):
             if number in self._known:
                 found[number] = [(0, entry.size)]
-            elif entry.size > BLOCK and can_be_shared(entry):
+            elif self._is_resumed(number) and can_be_shared(entry):
                 gaps = self._opened(number)[1].missing
                 found[number] = _without(entry.size, gaps)
         return {number: spans for number, spans in found.items() if spans}
@@ -165,7 +176,7 @@ class HostFiles:
 
     def _take(self, part: Part, data: memoryview) -> None:
         entry = self._shared.files[part.file]
-        if part.length == entry.size and part.file not in self._open:
+        if part.length == entry.size and not self._is_resumed(part.file) and part.file not in self._open:
             self._put(part.file, bytes(data))
             return
         staging, ingest, verifier = self._opened(part.file)
@@ -179,7 +190,7 @@ class HostFiles:
     def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
         if number not in self._open:
             entry, checksum = self._shared.files[number], self._declared[number]
-            key = self._key(entry)
+            key = self._key(number)
             source = entry.identity.key if entry.identity is not None else key
             verifier = Verifier(checksum) if checksum is not None else None
             staging = self._session.store.staging(key)
@@ -187,8 +198,9 @@ class HostFiles:
             self._open[number] = (staging, ingest, verifier)
         return self._open[number]
 
-    def _key(self, entry: FileEntry) -> str:
+    def _key(self, number: int) -> str:
         """Name the folder of a file that comes in several parts: as any pull names it."""
+        entry = self._shared.files[number]
         return unit_of(remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
 
     def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cas.errors import ContentError
@@ -12,6 +12,7 @@ from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
+from cas.index.ranges import Range
 from cas.transfer.remote import Checksum, RemoteFile
 
 
@@ -23,12 +24,22 @@ class SharedFiles:
     directories: tuple[RelativePath, ...]
     declared: tuple[Checksum | None, ...]
     likely: frozenset[int] = frozenset()  # of these it is suggested only: a match proves the bytes, a mismatch nothing
+    parts: Mapping[int, tuple[Range, ...]] = field(
+        default_factory=dict
+    )  # the ranges of files that are not wanted whole
     others: tuple[FileEntry, ...] = ()  # with digests: what a manifest says of the files that are not wanted
 
     @property
     def is_known(self) -> bool:
         """Whether all digests are known: the origin need not be asked."""
         return all(entry.digest is not None for entry in self.files)
+
+    def wanted(self, number: int) -> Sequence[Range]:
+        """Return which bytes of a file the hosts exchange, by its place in the list."""
+        entry = self.files[number]
+        if number in self.parts:
+            return self.parts[number]
+        return [Range(0, entry.size)] if can_be_shared(entry) else []
 
     def encode(self) -> bytes:
         """Return it as bytes that `decode` reads."""
@@ -38,6 +49,7 @@ class SharedFiles:
             "directories": self.directories,
             "declared": declared,
             "likely": sorted(self.likely),
+            "parts": list(self.parts.items()),
             "others": [entry.to_json() for entry in self.others],
         }
         return json.dumps(document).encode()
@@ -52,7 +64,8 @@ class SharedFiles:
         ]
         files, others = tuple(map(_entry, document["files"])), tuple(map(_entry, document["others"]))
         directories = tuple(map(RelativePath, document["directories"]))
-        return cls(files, directories, tuple(declared), frozenset(document["likely"]), others)
+        parts = {number: tuple(Range(*span) for span in spans) for number, spans in document["parts"]}
+        return cls(files, directories, tuple(declared), frozenset(document["likely"]), parts, others)
 
 
 def _entry(data: Mapping[str, Any]) -> FileEntry:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol
 
 from cas.config import Settings
 from cas.errors import (
@@ -24,33 +22,26 @@ from cas.errors import (
 )
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.ranges import Range
 from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer import checksums
-from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.fetch import PullReport, list_files, pull
-from cas.transfer.host_files import BLOCK, HostFiles
+from cas.transfer.host_files import HostFiles
 from cas.transfer.plan import pull_key
 from cas.transfer.preview import preview
 from cas.transfer.progress import drawer
 from cas.transfer.remote import Checksum, Remote, RemoteFile
+from cas.transfer.rounds import Hosts
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
 from cas.transfer.settling import Word
-from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.shared_files import SharedFiles
 from cas.transfer.small import SMALL_AT_ONCE
 from cas.transfer.telling import AloneError, Group, Rank
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 log = logging.getLogger("cas.transfer")
-
-T = TypeVar("T")
-
-Arrived: TypeAlias = list[tuple[Block, memoryview]]
-
-ROUND = 256 << 20  # bytes that arrive in one round, at most
 
 
 class Source(Protocol):
@@ -108,7 +99,7 @@ class _Together:
         self._settings = settings
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
-        self._leaders: list[int] = []  # of each host the rank that does its work
+        self._hosts = Hosts(group, rank)
         self._teller = 0  # the rank that told what the files are
         self._shown: Staging | None = None  # by which others see that we get on
 
@@ -134,9 +125,8 @@ class _Together:
     def _run(
         self, registry: str, uuid: str, sizes: dict[str, int], began: float, *, partial: bool
     ) -> PullReport | None:
-        leader = self._find_hosts()
-        host = self._leaders.index(leader)
-        leads = leader == self._group.rank
+        self._hosts.find(self._store)
+        leads = self._hosts.leads
         shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
         known = self._rank.together(lambda: self._prepare(shared) if leads else {})
         here = set(known)
@@ -146,7 +136,8 @@ class _Together:
         try:
             self._rank.together(self._make_ready, files, uuid)
             if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
-                self._exchange(files, host, shared, draw_label=uuid[:8])
+                self._hosts.exchange(files, shared, drawer(self._settings.progress, uuid[:8]))
+                self._settle(files, shared)
         except AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
@@ -169,23 +160,6 @@ class _Together:
             bytes_here=sum(shared.files[number].size for number in here),
             seconds=time.monotonic() - began,
         )
-
-    def _find_hosts(self) -> int:
-        """Find out which ranks share a home, and return the one that does the work of ours.
-
-        Each makes a folder in its home, and looks whose it sees: names of hosts and homes can lie about that.
-        """
-        key = self._group.broadcast(secrets.token_hex(16).encode(), 0).decode("ascii", "replace")
-        staging = self._rank.together(lambda: self._store.staging(f"group {key}"))
-        try:
-            names = [name.decode("ascii", "replace") for name in self._group.gather(staging.folder.name.encode())]
-            seen = set(self._rank.together(os.listdir, staging.folder.parent))
-            mine = min(rank for rank, name in enumerate(names) if name in seen)
-            told = self._group.gather(str(mine).encode())  # nobody leaves before all have looked
-        finally:
-            staging.close()
-        self._leaders = sorted({int(one) for one in told})
-        return mine
 
     def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
         """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
@@ -250,7 +224,7 @@ class _Together:
 
     def _likely(self, session: Session, file: RemoteFile) -> Checksum | None:
         """Return the checksum that the listing suggests of a file that is sent at once: it costs no request."""
-        if file.size > self._block:
+        if file.size > self._hosts.block:
             return None
         return checksums.choose(session.remote.likely_checksums(file), md5=True)
 
@@ -259,11 +233,6 @@ class _Together:
         count = min(len(files), self._settings.concurrency * SMALL_AT_ONCE)
         with Workers(count, session.stop, "cas-declared") as workers:
             return wait_all([workers.submit(session.declared, file) for file in files], session.stop)
-
-    @property
-    def _block(self) -> int:
-        """How many bytes a host sends at once."""
-        return min(BLOCK, max(ROUND // len(self._leaders), 1 << 20))
 
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list; open the remote if it is needed."""
@@ -290,17 +259,17 @@ class _Together:
         """
         if shared.is_known:
             return False
-        if len(self._leaders) == 1:
+        if len(self._hosts.leaders) == 1:
             return True
         able = self._group.gather(
             b"1" if self._rank.together(lambda: leads and self._store.chunks.has_parts()) else b""
         )
-        if not all(able[rank] for rank in self._leaders):
+        if not all(able[rank] for rank in self._hosts.leaders):
             return False
         cost = self._rank.together(lambda: self._cost_alone(registry, uuid) if leads else 0)
         told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
         costs, somewhere = 0, set()
-        for rank in self._leaders:
+        for rank in self._hosts.leaders:
             cost, held = json.loads(told[rank])
             costs += cost
             somewhere.update(held)
@@ -329,69 +298,14 @@ class _Together:
         if files is not None and self._shown is not None:
             self._shown.name_parts(files.folders())
 
-    def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
-        all_held: list[Held] = [_held(one) for one in self._hear(files.held if files is not None else None)]
-        sizes = [entry.size if can_be_shared(entry) else 0 for entry in shared.files]
-        rounds = plan_exchange(sizes, all_held, block=self._block)
-        total = sum(one.size for blocks in rounds for one in blocks if host in one.lacking)
-        log.info("%d hosts, %d rounds, %d bytes to bring here", len(self._leaders), len(rounds), total)
-        draw = drawer(self._settings.progress, draw_label)
-        with contextlib.ExitStack() as line:
-            if files is not None:
-                files.start(rounds, host, line.enter_context(draw(total, 0)))
-            arrived: Arrived = []
-            for blocks in rounds:
-                data = self._rank.together(self._begin_round, files, host, blocks, arrived)
-                arrived = self._swap(host, blocks, data) if files is not None else []
-            self._rank.together(self._finish, files, host, arrived)
-        self._settle(files, shared)
-
-    def _hear(self, doing: Callable[[], Any] | None) -> list[Any]:
-        """Let every host do something, and return what each tells of it."""
-        found = self._rank.together(lambda: doing() if doing is not None else None)
-        told = self._group.gather(json.dumps(found).encode() if doing is not None else b"")
-        return [json.loads(told[rank]) for rank in self._leaders]
-
-    def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
-        """Write what the round before brought, and return our own block of this one."""
-        if files is None:
-            return bytearray()
-        self._write(files, host, arrived)
-        return files.next_block() if any(one.owner == host for one in blocks) else bytearray()
-
-    def _finish(self, files: HostFiles | None, host: int, arrived: Arrived) -> None:
-        if files is not None:
-            self._write(files, host, arrived)
-            files.finish_empty()
-
-    def _write(self, files: HostFiles, host: int, arrived: Arrived) -> None:
-        for one, buffer in arrived:
-            if host in one.lacking:
-                files.write(one, buffer)
-
-    def _swap(self, host: int, blocks: Round, data: bytearray) -> Arrived:
-        sends: list[tuple[int, bytearray | memoryview]] = []
-        receives: list[tuple[int, memoryview]] = []
-        arrived: Arrived = []
-        for one in blocks:
-            if one.owner == host:
-                sends += [(self._leaders[other], data) for other in one.lacking if other != host]
-                arrived.append((one, memoryview(data)))
-            elif host in one.lacking:
-                buffer = memoryview(bytearray(one.size))
-                receives.append((self._leaders[one.owner], buffer))
-                arrived.append((one, buffer))
-        self._group.swap(sends, receives)
-        return arrived
-
     def _settle(self, files: HostFiles | None, shared: SharedFiles) -> None:
         """Find out what the bytes are that have another checksum than the listing suggests: on one host, for all."""
         if not shared.likely:
             return
-        unclear = set().union(*self._hear(files.unclear.numbers if files is not None else None))
+        unclear = set().union(*self._hosts.hear(files.unclear.numbers if files is not None else None))
         if not unclear:
             return
-        told = self._hear((lambda: files.known_of(unclear)) if files is not None else None)
+        told = self._hosts.hear((lambda: files.known_of(unclear)) if files is not None else None)
         words: list[Word] = [word for one in told for word in one]
         left = sorted(unclear - {number for number, _, _ in words})
         listed = self._group.rank == self._teller
@@ -454,7 +368,7 @@ class _Together:
             return json.dumps({entry.path: str(entry.digest or entry.size) for entry in entries}).encode()
 
         told = self._group.gather(self._rank.together(mine))
-        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._leaders]
+        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._hosts.leaders]
         differ = {path for path in set().union(*found) if len({one.get(path) for one in found}) > 1}
         if not differ:
             return
@@ -471,10 +385,6 @@ class _Together:
             entry.identity for entry in shared.files if entry.path in differ and entry.identity is not None
         )
         self._store.refs.untag(registry, uuid)
-
-
-def _held(data: dict[str, list[tuple[int, int]]]) -> Held:
-    return {int(file): [Range(*span) for span in spans] for file, spans in data.items()}
 
 
 class _NoRemote:
