@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jobs import IN_THREE_SECONDS, MIB, REGISTRY, Start, content, starting
 from master_simulator import Data, Simulator
-from proxy import Proxy, counting
+from proxy import Exchange, Fault, Proxy, counting
 from s3_server import S3Server
 from stores import OTHER_UUID, UUID, damage, lies, uuid
 from web_server import serving
@@ -287,29 +287,87 @@ say(size=(checkpoint("{UUID}").view() / "weights").stat().st_size)
     assert [job.told(rank) for rank in range(2)] == [[{"size": 3_000_000}]] * 2
 
 
-@pytest.mark.parametrize(("names", "most"), [("aaa", 0.4), ("ab", 1.01)], ids=["one host", "two hosts"])
-def test_a_model_alone_is_fetched_once_on_one_host_and_with_its_file_on_several(
-    names: str, most: float, start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], tmp_path: Path
-) -> None:
+@pytest.fixture
+def trained() -> tuple[Any, bytes]:
+    """A model, and the file that has its optimizer's state too: two thirds of its bytes."""
     import torch
 
-    model = torch.nn.Linear(1000, 1500)
+    model = torch.nn.Sequential(torch.nn.Linear(1000, 1500), torch.nn.Linear(1500, 2500))
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(4, 1000)).sum().backward()
     optimizer.step()
     saved = io.BytesIO()
     torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, saved)
-    upload({f"{UUID}/state_dict.pth": saved.getvalue(), f"{UUID}/notes.txt": b"hello"})
+    return model, saved.getvalue()
+
+
+@pytest.mark.parametrize(("names", "others"), [("aaa", 1), ("ab", 0), ("abb", 1), ("abc", 1)])
+def test_a_model_alone_is_fetched_once_and_the_rest_when_it_is_wanted(
+    names: str,
+    others: int,
+    start: Start,
+    proxy: Proxy,
+    bucket: str,
+    upload: Callable[..., None],
+    trained: tuple[Any, bytes],
+    tmp_path: Path,
+) -> None:
+    model, saved = trained
+    upload({f"{UUID}/state_dict.pth": saved, **{f"{UUID}/{number}": b"hello" for number in range(others)}})
+    storage, homes = proxy.server.storage(bucket), [tmp_path / name for name in names]
     scenario = f"""
 shared = checkpoint("{UUID}" if rank == 0 else "{OTHER_UUID}")
 state = shared.load(only="model", process_group=True)
-say(uuid=shared.uuid, row=state["weight"][7].tolist())
+say(uuid=shared.uuid, row=state["1.weight"][7].tolist())
 """
-    job = start([tmp_path / name for name in names], proxy.server.storage(bucket), scenario, timeout=10)
+    expected = [{"uuid": UUID, "row": model[1].weight[7].tolist()}]
 
-    expected = {"uuid": UUID, "row": model.weight[7].tolist()}
-    assert [job.told(rank) for rank in range(len(names))] == [[expected]] * len(names)
-    assert proxy.bodies() < most * len(saved.getvalue())
+    job = start(homes, storage, scenario, timeout=10)
+    assert [job.told(rank) for rank in range(len(names))] == [expected] * len(names)
+    assert proxy.bodies() < 0.36 * len(saved)
+    before = proxy.bodies()
+    for home in set(homes):  # every host has what it would have brought by itself
+        alone = start([home], storage, scenario.replace(", process_group=True", ""))
+        assert alone.told(0) == expected
+    assert proxy.bodies() == before
+
+    scenario = f'shared = checkpoint("{UUID}"); shared.share(); say(files=len(os.listdir(shared.view())))'
+    job = start(homes, storage, scenario, timeout=10)
+    assert [job.told(rank) for rank in range(len(names))] == [[{"files": 1 + others}]] * len(names)
+    assert proxy.bodies() < 1.01 * len(saved)  # what all have in part is read again by the block
+    for home in set(homes):
+        assert lies(home) == []
+
+
+def test_a_tensor_that_came_wrong_ends_it_for_all_and_the_next_load_reads_it_again(
+    start: Start, proxy: Proxy, bucket: str, upload: Callable[..., None], trained: tuple[Any, bytes], tmp_path: Path
+) -> None:
+    model, saved = trained
+    upload({f"{UUID}/state_dict.pth": saved})
+    asked: list[str] = []
+
+    def garble_first(asking: Exchange) -> Fault | None:
+        start, _, end = asking.headers.get("range", "").removeprefix("bytes=").partition("-")
+        if not end or int(end) - int(start) < MIB:
+            return None
+        asked.append(asking.path)
+        return Fault(garble=500_000) if len(asked) == 1 else None
+
+    proxy.faults = garble_first
+    scenario = f"""
+try:
+    checkpoint("{UUID}").load(only="model", process_group=True)
+except CasError as error:
+    say(error=type(error).__name__, text=str(error))
+state = checkpoint("{UUID}").load(only="model", process_group=True)
+say(row=state["1.weight"][7].tolist())
+"""
+    job = start([tmp_path / "a", tmp_path / "b"], proxy.server.storage(bucket), scenario, timeout=10)
+
+    for one in [job.told(rank) for rank in range(2)]:
+        assert one[0]["error"] in ("DigestMismatchError", "PeerError")
+        assert "expected crc32:" in one[0]["text"]
+        assert one[1] == {"row": model[1].weight[7].tolist()}
 
 
 def test_donors_are_used_where_all_hosts_have_them(

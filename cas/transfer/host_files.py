@@ -184,7 +184,7 @@ class HostFiles:
             start, end = max(gap.start, part.start), min(gap.end, part.end)
             if start < end:
                 ingest.write_at(start, data[start - part.start : end - part.start])
-        if not ingest.missing:
+        if not ingest.missing and part.file not in self._shared.parts:  # whoever wants all of it checks it
             self._commit(part.file, staging, ingest, verifier)
 
     def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:

@@ -10,7 +10,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from cas.config import Settings
 from cas.index.ranges import Range
+from cas.index.staging import Staging
 from cas.index.store import Store
 from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.host_files import BLOCK, HostFiles
@@ -28,11 +30,13 @@ ROUND = 256 << 20  # bytes that arrive in one round, at most
 class Hosts:
     """The hosts of a job, as one of its ranks sees them. What gets `files` gets None where this rank only listens."""
 
-    def __init__(self, group: Group, rank: Rank) -> None:
+    def __init__(self, group: Group, rank: Rank, settings: Settings) -> None:
         self._group = group
         self._rank = rank
+        self._settings = settings
         self.leaders: list[int] = []  # of each host the rank that does its work
         self._leader = 0  # of ours
+        self._shown: Staging | None = None  # by which others see that we get on
 
     @property
     def leads(self) -> bool:
@@ -43,6 +47,18 @@ class Hosts:
     def block(self) -> int:
         """How many bytes a host sends at once."""
         return min(BLOCK, max(ROUND // len(self.leaders), 1 << 20))
+
+    def lock(self, store: Store, key: str, locked: contextlib.ExitStack) -> None:
+        """Wait for others that bring the same into the first rank's home, and let others wait for us.
+
+        One lock for all hosts: jobs that have the same hosts in another order would wait for each other.
+        """
+
+        def wait() -> None:
+            locked.enter_context(store.exclusive(key))
+            self._shown = locked.enter_context(contextlib.closing(store.staging(key)))
+
+        self._rank.together(lambda: wait() if self._group.rank == 0 else None)
 
     def find(self, store: Store) -> None:
         """Find out which ranks share a home: the first of them does the work of all.
@@ -59,6 +75,17 @@ class Hosts:
         finally:
             staging.close()
         self.leaders = sorted({int(one) for one in told})
+
+    def make_ready(self, files: HostFiles | None, uuid: str) -> None:
+        """See that there is room, and show whoever waits for us where we get on."""
+
+        def ready() -> None:
+            if files is not None and self._settings.check_space:
+                files.require_room(f"cannot fetch checkpoint {uuid}")
+            if files is not None and self._shown is not None:
+                self._shown.name_parts(files.folders())
+
+        self._rank.together(ready)
 
     def exchange(self, files: HostFiles | None, shared: SharedFiles, draw: Drawer) -> None:
         """Bring what is wanted to all hosts, block by block."""

@@ -24,9 +24,7 @@ class SharedFiles:
     directories: tuple[RelativePath, ...]
     declared: tuple[Checksum | None, ...]
     likely: frozenset[int] = frozenset()  # of these it is suggested only: a match proves the bytes, a mismatch nothing
-    parts: Mapping[int, tuple[Range, ...]] = field(
-        default_factory=dict
-    )  # the ranges of files that are not wanted whole
+    parts: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)  # of files that are not wanted whole, what is
     others: tuple[FileEntry, ...] = ()  # with digests: what a manifest says of the files that are not wanted
 
     @property

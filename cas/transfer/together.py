@@ -22,7 +22,6 @@ from cas.errors import (
 )
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer import checksums
 from cas.transfer.fetch import PullReport, list_files, pull
@@ -99,9 +98,8 @@ class _Together:
         self._settings = settings
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
-        self._hosts = Hosts(group, rank)
+        self._hosts = Hosts(group, rank, settings)
         self._teller = 0  # the rank that told what the files are
-        self._shown: Staging | None = None  # by which others see that we get on
 
     def run(
         self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
@@ -111,16 +109,8 @@ class _Together:
         self._store = self._rank.together(opened)
         with contextlib.ExitStack() as locked:
             key = pull_key(registry, uuid, self._selection)
-            self._rank.together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
+            self._hosts.lock(self._store, key, locked)
             return self._run(registry, uuid, sizes, began, partial=partial)
-
-    def _lock(self, key: str, locked: contextlib.ExitStack) -> None:
-        """Wait for others that bring the same into the first rank's home, and let others wait for us.
-
-        One lock for all hosts: jobs that have the same hosts in another order would wait for each other.
-        """
-        locked.enter_context(self._store.exclusive(key))
-        self._shown = locked.enter_context(contextlib.closing(self._store.staging(key)))
 
     def _run(
         self, registry: str, uuid: str, sizes: dict[str, int], began: float, *, partial: bool
@@ -134,7 +124,7 @@ class _Together:
         files = HostFiles(session, shared, known, self._rank.watch) if leads else None
         self._rank.may_part = True
         try:
-            self._rank.together(self._make_ready, files, uuid)
+            self._hosts.make_ready(files, uuid)
             if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
                 self._hosts.exchange(files, shared, drawer(self._settings.progress, uuid[:8]))
                 self._settle(files, shared)
@@ -288,15 +278,6 @@ class _Together:
             watch=self._rank.watch,
         )
         return found.fetch
-
-    # --- the rounds --------------------------------------------------------------------------------------------
-
-    def _make_ready(self, files: HostFiles | None, uuid: str) -> None:
-        """See that there is room, and show whoever waits for us where we get on."""
-        if files is not None and self._settings.check_space:
-            files.require_room(f"cannot fetch checkpoint {uuid}")
-        if files is not None and self._shown is not None:
-            self._shown.name_parts(files.folders())
 
     def _settle(self, files: HostFiles | None, shared: SharedFiles) -> None:
         """Find out what the bytes are that have another checksum than the listing suggests: on one host, for all."""
