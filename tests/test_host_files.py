@@ -266,3 +266,29 @@ if rank == 2:
         manifest = store.resolve(REGISTRY, UUID)
         assert manifest is not None
         assert {str(one.path): store.blobs.read(one.digest) for one in manifest.files if one.digest} == small
+
+
+@pytest.mark.parametrize("crc", [False, True], ids=["nothing vouches", "crc32"])
+def test_strict_verification_takes_no_etag_that_is_no_md5(
+    crc: bool,
+    start: Start,
+    proxy: Proxy,
+    bucket: str,
+    upload: Callable[..., None],
+    small: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    del small["model.pth"]  # which is asked about before anything is read
+    upload({f"{UUID}/{name}": data for name, data in small.items()})
+    encrypted(proxy, small, crc=crc)
+    scenario = f'settings = settings.but(verify="strict"){SHARED}'
+    job = start([tmp_path / name for name in "ab"], proxy.server.storage(bucket), scenario)
+
+    told = [job.told(rank)[0] for rank in range(2)]
+
+    if crc:
+        assert [one["proofs"] for one in told] == [dict.fromkeys(small, "origin checksum (crc32)")] * 2
+        assert proxy.bodies() == sum(map(len, small.values()))
+    else:
+        assert {one["error"] for one in told} == {"ContentError", "PeerError"}
+        assert all("no checksum vouches for its bytes" in one["text"] for one in told)
