@@ -122,10 +122,18 @@ class _Together:
         here = set(known)
         session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._rank.watch)
         files = HostFiles(session, shared, known, self._rank.watch) if leads else None
+        first: PullReport | None = None  # of a host that brought all by itself before the others
         self._rank.may_part = True
         try:
             self._hosts.make_ready(files, uuid)
-            if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
+            alone = self._who_pulls_alone(registry, uuid, shared, known, leads=leads)
+            if alone != self._hosts.leaders:
+                if alone:
+                    pulls = self._group.rank in alone
+                    first = self._rank.together(
+                        lambda: self._pull(registry, uuid, sizes, partial=partial) if pulls else None
+                    )
+                    known.update(self._rank.together(lambda: self._prepare(shared) if pulls else {}))
                 self._hosts.exchange(files, shared, drawer(self._settings.progress, uuid[:8]))
                 self._settle(files, shared)
         except AloneError as error:
@@ -146,7 +154,8 @@ class _Together:
         return replace(
             report,
             files_fetched=report.files_fetched + len(known) - len(here),
-            bytes_fetched=report.bytes_fetched + session.bytes_fetched,
+            bytes_fetched=report.bytes_fetched + session.bytes_fetched + (first.bytes_fetched if first else 0),
+            bytes_reused=report.bytes_reused + (first.bytes_reused if first else 0),
             bytes_here=sum(shared.files[number].size for number in here),
             seconds=time.monotonic() - began,
         )
@@ -240,33 +249,37 @@ class _Together:
                 found[number] = digest
         return found
 
-    def _is_cheaper_alone(
+    def _who_pulls_alone(
         self, registry: str, uuid: str, shared: SharedFiles, known: Mapping[int, Digest], *, leads: bool
-    ) -> bool:
-        """Whether the origin is asked for no more bytes if each host pulls by itself: only that finds donors.
+    ) -> list[int]:
+        """Return which ranks pull for their hosts by themselves, before anything is exchanged: only that finds donors.
 
-        So it is with a single host, and where all hosts have a checkpoint that is much like this one (hints.py).
+        All of them do where the origin is asked for no more bytes then: so it is with a single host, and where all
+        have a checkpoint that is much like this one (hints.py). One does that is asked for no more than its share.
         """
+        leaders = self._hosts.leaders
         if shared.is_known:
-            return False
-        if len(self._hosts.leaders) == 1:
-            return True
-        able = self._group.gather(
-            b"1" if self._rank.together(lambda: leads and self._store.chunks.has_parts()) else b""
-        )
-        if not all(able[rank] for rank in self._hosts.leaders):
-            return False
-        cost = self._rank.together(lambda: self._cost_alone(registry, uuid) if leads else 0)
+            return []
+        if len(leaders) == 1:
+            return leaders
+        cost = self._rank.together(lambda: self._cost_alone(registry, uuid) if leads else None)
         told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
-        costs, somewhere = 0, set()
-        for rank in self._hosts.leaders:
+        costs: dict[int, int] = {}
+        somewhere: set[int] = set()
+        for rank in leaders:
             cost, held = json.loads(told[rank])
-            costs += cost
             somewhere.update(held)
-        return costs <= sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+            if cost is not None:
+                costs[rank] = cost
+        missing = sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+        if len(costs) == len(leaders) and sum(costs.values()) <= missing:
+            return leaders
+        return [rank for rank in sorted(costs, key=costs.__getitem__)[:1] if costs[rank] * len(leaders) < missing]
 
-    def _cost_alone(self, registry: str, uuid: str) -> int:
-        """Return how many bytes this host would fetch by itself."""
+    def _cost_alone(self, registry: str, uuid: str) -> int | None:
+        """Return how many bytes this host would fetch by itself; None if it has no donors."""
+        if not self._store.chunks.has_parts():
+            return None
         assert self._remote is not None  # what has no digests was listed there
         found = preview(
             self._store,
@@ -321,6 +334,10 @@ class _Together:
                 return PullReport(manifest, proofs, 0, 0, 0, manifest.size, 0.0)
             if shared.is_known:
                 raise ContentError(f"{len(absent)} files of checkpoint {uuid} were removed while they arrived")
+        return self._pull(registry, uuid, sizes, partial=partial)
+
+    def _pull(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> PullReport:
+        """Bring what is missing here as a host does that is alone."""
         assert self._remote is not None  # what has no digests was listed there
         return pull(
             self._store,
