@@ -147,8 +147,8 @@ class Brought(Described):
         self._share(process_group)
 
     def _share(self, process_group: Any, *, part: bool = False) -> None:
-        """Do it; if the first rank needs a `part` of the bytes, and all are on one host, each fetches by itself."""
-        from cas.pull.job import agree, fetch_together, group_of, is_one_host
+        """Do it; if the first rank needs a `part` of the bytes, that is exchanged; one host fetches it by itself."""
+        from cas.pull.job import agree, fetch_models_together, fetch_together, group_of, is_one_host
 
         group = group_of(process_group, self.settings)
         chosen = agree(group, lambda: self._chosen(part=part))
@@ -163,7 +163,10 @@ class Brought(Described):
                 claimed.enter_context(self.store.leases.claim(self.uuid))
                 return self.store
 
-            self.pull_report = fetch_together(opened, self._origin, group)
+            origin: Origin | None = self._origin
+            if chosen.part:
+                origin = fetch_models_together(opened, self._origin, group, self._is_here)
+            self.pull_report = fetch_together(opened, origin, group) if origin is not None else None
             self.store.uses.note(self.uuid)
             self._note_told()
             self._keep_small()

@@ -288,8 +288,7 @@ class Checkpoint(Brought):
             tags: of the graph in a SavedModel; default `["serve"]`.
             trust: `never`, `scan` or `always`: which pickles and code may run; default the setting.
             process_group: of `torch.distributed` (True: the default one), on every rank of which this is called: the
-                hosts fetch the files together first, see `share`. Several hosts exchange whole files, also with
-                `only="model"`; on one host that fetches the model's bytes alone, once.
+                hosts fetch the files together first, see `share`; with `only="model"` the model's bytes alone.
             kwargs: `model=` (your own, to put weights without code into), `only="model"` (no optimizer state; what is
                 not here yet of that is not fetched), `trial_class=` and `trial_kwargs=` (what builds the model); others
                 reach the framework's loader (`map_location`, `weights_only`, `mmap`, `custom_objects`, …).

@@ -40,6 +40,7 @@ class Fault:
     range: tuple[int, int] | None = None  # what the server is asked for instead
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, replaced
     without: tuple[str, ...] = ()  # headers of the answer that are left out, in lower case
+    rewrite: Callable[[bytes], bytes] | None = None  # makes another body of the same length, of one with a length
     cut: int | None = None  # bytes of the body after which the connection breaks
     flip: bool = False  # the first byte of the body is another
     garble: int | None = None  # bytes of the body after which all are others
@@ -148,6 +149,8 @@ class _Connection:
         if headers.get("transfer-encoding") == "chunked":
             return self._relay_chunks(exchange, fault, answer)
         left = int(headers.get("content-length", 0))
+        if fault.rewrite is not None:
+            return self._pass(exchange, fault, fault.rewrite(_exactly(answer, left)))
         while left:
             block = answer.read(min(left, _BLOCK))  # type: ignore[attr-defined]
             if not block or not self._pass(exchange, fault, block):
@@ -192,6 +195,13 @@ class _Connection:
         for at in range(0, len(data), count if pause else len(data)):
             self._client.sendall(data[at : at + count] if pause else data)
             threading.Event().wait(pause)
+
+
+def _exactly(reader: object, count: int) -> bytes:
+    found = bytearray()
+    while len(found) < count and (block := reader.read(count - len(found))):  # type: ignore[attr-defined]
+        found += block
+    return bytes(found)
 
 
 def _head(reader: object) -> list[str]:

@@ -11,6 +11,10 @@ from cas.transfer.exchange import Held, plan_exchange
 BLOCK = 8
 
 
+def whole(*sizes: int) -> list[list[Range]]:
+    return [[Range(0, size)] for size in sizes]
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[int], list[Held]]:
     sizes = draw(st.lists(st.integers(0, 40), max_size=6))
@@ -36,7 +40,7 @@ def test_afterwards_every_host_has_every_byte_and_none_came_from_the_origin_twic
             for one in ranges:
                 have[host][file].add(*one)
 
-    for blocks in plan_exchange(sizes, held, block=BLOCK):
+    for blocks in plan_exchange(whole(*sizes), held, block=BLOCK):
         assert len({one.owner for one in blocks}) == len(blocks)  # one block a host
         for one in blocks:
             assert 0 < one.size <= BLOCK
@@ -56,25 +60,33 @@ def test_afterwards_every_host_has_every_byte_and_none_came_from_the_origin_twic
 
 
 def test_what_nobody_has_is_read_in_equal_shares():
-    rounds = plan_exchange([BLOCK * 40], [{}, {}, {}, {}], block=BLOCK)
+    rounds = plan_exchange(whole(BLOCK * 40), [{}, {}, {}, {}], block=BLOCK)
 
     assert len(rounds) == 10
     assert all(len(blocks) == 4 and all(one.from_origin for one in blocks) for blocks in rounds)
 
 
 def test_a_host_that_has_a_file_sends_it_and_nobody_asks_the_origin():
-    rounds = plan_exchange([BLOCK * 4], [{}, {0: [Range(0, BLOCK * 4)]}, {}], block=BLOCK)
+    rounds = plan_exchange(whole(BLOCK * 4), [{}, {0: [Range(0, BLOCK * 4)]}, {}], block=BLOCK)
 
     assert [(one.owner, one.lacking) for blocks in rounds for one in blocks] == [(1, (0, 2))] * 4
 
 
 def test_small_files_share_a_block():
-    rounds = plan_exchange([1, 2, 3, 4, 5], [{}, {}], block=BLOCK)
+    rounds = plan_exchange(whole(1, 2, 3, 4, 5), [{}, {}], block=BLOCK)
 
     assert sum(len(blocks) for blocks in rounds) == 3
 
 
 def test_nothing_is_sent_when_all_have_all():
-    whole = {0: [Range(0, 20)]}
+    held = {0: [Range(0, 20)]}
 
-    assert plan_exchange([20, 0], [whole, whole], block=BLOCK) == []
+    assert plan_exchange(whole(20, 0), [held, held], block=BLOCK) == []
+
+
+def test_of_a_file_that_is_not_wanted_whole_nothing_else_is_sent():
+    wanted = [[Range(3, 5), Range(20, 30)], [Range(0, 2)]]
+    rounds = plan_exchange(wanted, [{}, {0: [Range(16, 40)]}], block=BLOCK)
+    parts = sorted((part.file, part.start, part.end) for blocks in rounds for one in blocks for part in one.parts)
+    assert parts == [(0, 3, 5), (0, 20, 24), (0, 24, 30), (1, 0, 2)]
+    assert sum(part.length for blocks in rounds for one in blocks if one.from_origin for part in one.parts) == 4

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cas.errors import CasError
 from cas.index.manifest import Manifest
 from cas.index.store import Store
 from cas.load.selecting import model_storages
+from cas.pull.models import files_of_models
 from cas.pull.origin import Origin
-from cas.transfer.plan import SMALL
-from cas.transfer.remote import RemoteFile
 from cas.transfer.selected import Selected, selected_records
+from cas.transfer.selection import literal
 from cas.transfer.session import Session
 
 log = logging.getLogger("cas.checkpoint")
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")  # of files that torch.save writes
-_SPECIAL = re.compile(r"([*?[])")
 
 ViewOfRest = Callable[[list[str]], Path]  # patterns of the files to leave out → a view of all others
 
@@ -48,7 +45,7 @@ def model_alone(store: Store, origin: Origin, known: Manifest | None, view: View
         return
     with contextlib.ExitStack() as stack:
         found: dict[str, Selected] = {}
-        for file in _candidates(store, files, known):
+        for file in files_of_models(store, files, known):
             selected = stack.enter_context(selected_records(session, file, model_storages))
             if selected is not None:
                 found[file.path] = selected
@@ -60,21 +57,10 @@ def model_alone(store: Store, origin: Origin, known: Manifest | None, view: View
         folder = Path(temporary, "view")
         folder.mkdir()
         if len(found) < len(files):
-            _link_all(view([_SPECIAL.sub(r"[\1]", path) for path in found]), folder)
+            _link_all(view(list(map(literal, found))), folder)
         for path, one in found.items():
             _link(one.path, folder / path)
         yield folder
-
-
-def _candidates(store: Store, files: Sequence[RemoteFile], known: Manifest | None) -> Iterator[RemoteFile]:
-    """Yield the files that may hold more than a model, and are not here."""
-    facts = store.facts.origins(file.identity for file in files)
-    for file in files:
-        fact = facts.get(file.identity)
-        entry = known.by_path.get(file.path) if known is not None else None
-        digest = fact.digest if fact is not None else entry.digest if entry is not None else None
-        if file.size >= SMALL and file.path.endswith(_SUFFIXES) and not (digest is not None and store.has(digest)):
-            yield file
 
 
 def _link_all(view: Path, folder: Path) -> None:

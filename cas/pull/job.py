@@ -6,19 +6,24 @@ import dataclasses
 import json
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cas.config import Settings
 from cas.errors import PeerError
 from cas.index.store import Store
+from cas.load.selecting import model_storages
+from cas.pull.models import files_of_models
 from cas.pull.origin import Origin
 from cas.registry.records import CheckpointRecord, Registry, State
 from cas.transfer.fetch import PullReport
 from cas.transfer.process_group import TorchGroup
+from cas.transfer.remote import RemoteFile
 from cas.transfer.selection import EVERYTHING, Selection
-from cas.transfer.together import Group, in_a_line, pull_together
+from cas.transfer.shared_records import share_records
+from cas.transfer.telling import Group, in_a_line
+from cas.transfer.together import pull_together
 
 log = logging.getLogger("cas.checkpoint")
 
@@ -41,7 +46,7 @@ class Chosen:
     record: CheckpointRecord
     selection: Selection = EVERYTHING
     options: Mapping[str, Any] | None = field(default=None, repr=False)
-    part: bool = False  # not all bytes of its files are needed: where each host takes what it needs, it fetches that
+    part: bool = False  # of files that hold more than a model, only its bytes are needed
     registry: Registry | None = field(default=None, repr=False)  # who told it; of the first rank only
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +104,39 @@ def fetch_together(opened: Callable[[], Store], origin: Origin, group: Group) ->
         partial=record.state is State.PARTIALLY_DELETED,
         selection=origin.selection,
     )
+
+
+def fetch_models_together(
+    opened: Callable[[], Store], origin: Origin, group: Group, is_here: Callable[[], bool]
+) -> Origin | None:
+    """Bring to all hosts what the models need of files that hold more than a model; on every rank.
+
+    Where all that is wanted `is_here` on some host, that one sends whole files, and nobody asks the origin.
+
+    Returns where the other files come from, which are to be fetched whole; None if there are no others.
+
+    Raises:
+        PeerError: another rank failed or does not answer.
+        CasError: this rank failed; the others were told.
+    """
+    record = origin.record
+
+    def candidates(store: Store, files: Sequence[RemoteFile]) -> Iterator[RemoteFile]:
+        return files_of_models(store, files, store.resolve(record.registry, record.uuid))
+
+    rest = share_records(
+        opened,
+        origin,
+        group,
+        registry=record.registry,
+        uuid=record.uuid,
+        settings=origin.settings,
+        selection=origin.selection,
+        candidates=candidates,
+        choose=model_storages,
+        is_here=is_here,
+    )
+    return None if rest is None else dataclasses.replace(origin, selection=rest)
 
 
 def agree(group: Group, choose: Callable[[], Chosen]) -> Chosen:

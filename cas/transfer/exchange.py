@@ -52,17 +52,17 @@ Round = tuple[Block, ...]
 Held = Mapping[int, Sequence[Range]]  # file → ranges of it that a host has, in order, none touching the next
 
 
-def plan_exchange(sizes: Sequence[int], held: Sequence[Held], *, block: int) -> list[Round]:
-    """Return the rounds after which every host has every byte of every file.
+def plan_exchange(wanted: Sequence[Sequence[Range]], held: Sequence[Held], *, block: int) -> list[Round]:
+    """Return the rounds after which every host has every byte that is wanted.
 
     Args:
-        sizes: of the files, in bytes.
+        wanted: of each file, the ranges that are wanted, in order.
         held: what each host has.
         block: bytes in a block, at most; files are cut at its multiples.
     """
     queues: list[deque[Block]] = [deque() for _ in held]
     loads = [0] * len(held)
-    for parts, lacking in _blocks(sizes, held, block):
+    for parts, lacking in _blocks(wanted, held, block):
         size = sum(part.length for part in parts)
         able = [host for host in range(len(held)) if host not in lacking] or list(range(len(held)))
         owner = min(able, key=lambda host: (loads[host], host))
@@ -71,12 +71,14 @@ def plan_exchange(sizes: Sequence[int], held: Sequence[Held], *, block: int) -> 
     return [tuple(block for block in blocks if block is not None) for blocks in zip_longest(*queues)]
 
 
-def _blocks(sizes: Sequence[int], held: Sequence[Held], block: int) -> list[tuple[tuple[Part, ...], tuple[int, ...]]]:
+def _blocks(
+    wanted: Sequence[Sequence[Range]], held: Sequence[Held], block: int
+) -> list[tuple[tuple[Part, ...], tuple[int, ...]]]:
     """Cut the files into blocks whose parts are lacking to the same hosts; small files share a block."""
     found: list[tuple[tuple[Part, ...], tuple[int, ...]]] = []
     waiting: dict[tuple[int, ...], list[Part]] = {}
-    for file, size in enumerate(sizes):
-        for span in split([Range(0, size)], block):
+    for file, ranges in enumerate(wanted):
+        for span in split(ranges, block):
             lacking = tuple(host for host, has in enumerate(held) if not _covers(has.get(file, ()), span))
             if not lacking:
                 continue

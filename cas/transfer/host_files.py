@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cas.errors import ContentError, DigestMismatchError
 from cas.index.digest import Digest
 from cas.index.ingest import Ingest
-from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
 from cas.index.space import Need, left_over, require_room
 from cas.index.staging import Staging
@@ -20,11 +19,12 @@ from cas.transfer.exchange import Block, Part, Round
 from cas.transfer.plan import split, unit_of
 from cas.transfer.remote import RemoteFile
 from cas.transfer.session import Session, unvouched
-from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.settling import Unclear, Word
+from cas.transfer.shared_files import SharedFiles, can_be_shared, remote_file
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
-BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below together.ROUND
+BLOCK = 16 << 20  # bytes that a host sends at once; with many hosts less, so that a round stays below rounds.ROUND
 _SMALL = "files from other hosts"
 REQUEST = 4 << 20  # bytes per request: a block is read by several threads
 
@@ -41,6 +41,7 @@ class HostFiles:
             one if one is not None and checksums.start(one.kind) is not None else None for one in shared.declared
         ]
         self._known = known
+        self.unclear = Unclear(session, shared)
         self._open: dict[int, tuple[Staging, Ingest, Verifier | None]] = {}
         self._small: Staging | None = None
         self._loaded: list[Any] = []
@@ -53,18 +54,30 @@ class HostFiles:
             NoSpaceError: what is missing has no room in this home.
         """
         store = self._session.store
-        wanted = [entry for number, entry in enumerate(self._shared.files) if number not in self._known]
+        wanted = self._lacking()
         size = sum(
-            max(entry.size - (left_over(store.layout, self._key(entry)) if entry.size > BLOCK else 0), 0)
-            for entry in wanted
+            max(self._size(number) - (left_over(store.layout, self._key(number)) if self._is_resumed(number) else 0), 0)
+            for number in wanted
         )
         require_room(store, Need(store.home, size, len(wanted)), doing)
 
     def folders(self) -> list[Path]:
         """Return where in the store what is missing is written as it arrives."""
-        wanted = (entry for number, entry in enumerate(self._shared.files) if number not in self._known)
         layout = self._session.store.layout
-        return [layout.ingest(key) for key in (_SMALL, *(self._key(entry) for entry in wanted if entry.size > BLOCK))]
+        keys = [self._key(number) for number in self._lacking() if self._is_resumed(number)]
+        return [layout.ingest(key) for key in (_SMALL, *keys)]
+
+    def _lacking(self) -> list[int]:
+        return [number for number in range(len(self._shared.files)) if number not in self._known]
+
+    def _size(self, number: int) -> int:
+        """Return how many bytes of a file are wanted here; of one that each host pulls by itself, all."""
+        parts = self._shared.parts.get(number)
+        return self._shared.files[number].size if parts is None else sum(one.length for one in parts)
+
+    def _is_resumed(self, number: int) -> bool:
+        """Whether a file comes in several parts, and those that an interrupted pull left are used."""
+        return self._shared.files[number].size > BLOCK or number in self._shared.parts
 
     def held(self) -> dict[int, list[tuple[int, int]]]:
         """Return which ranges of which files are here: whole files, and what an interrupted pull left."""
@@ -72,7 +85,7 @@ class HostFiles:
         for number, entry in enumerate(self._shared.files):
             if number in self._known:
                 found[number] = [(0, entry.size)]
-            elif entry.size > BLOCK and can_be_shared(entry):
+            elif self._is_resumed(number) and can_be_shared(entry):
                 gaps = self._opened(number)[1].missing
                 found[number] = _without(entry.size, gaps)
         return {number: spans for number, spans in found.items() if spans}
@@ -135,7 +148,7 @@ class HostFiles:
         elif number in self._open and not _overlaps(self._open[number][1].missing, start, start + len(place)):
             _read_file(os.fspath(self._open[number][1].path), start, place)
         else:
-            self._fetch(_remote_file(entry), start, place)
+            self._fetch(remote_file(entry), start, place)
         self._watch.notice()
 
     def _fetch(self, file: RemoteFile, start: int, place: memoryview) -> None:
@@ -163,7 +176,7 @@ class HostFiles:
 
     def _take(self, part: Part, data: memoryview) -> None:
         entry = self._shared.files[part.file]
-        if part.length == entry.size and part.file not in self._open:
+        if part.length == entry.size and not self._is_resumed(part.file) and part.file not in self._open:
             self._put(part.file, bytes(data))
             return
         staging, ingest, verifier = self._opened(part.file)
@@ -171,13 +184,13 @@ class HostFiles:
             start, end = max(gap.start, part.start), min(gap.end, part.end)
             if start < end:
                 ingest.write_at(start, data[start - part.start : end - part.start])
-        if not ingest.missing:
+        if not ingest.missing and part.file not in self._shared.parts:  # whoever wants all of it checks it
             self._commit(part.file, staging, ingest, verifier)
 
     def _opened(self, number: int) -> tuple[Staging, Ingest, Verifier | None]:
         if number not in self._open:
             entry, checksum = self._shared.files[number], self._declared[number]
-            key = self._key(entry)
+            key = self._key(number)
             source = entry.identity.key if entry.identity is not None else key
             verifier = Verifier(checksum) if checksum is not None else None
             staging = self._session.store.staging(key)
@@ -185,9 +198,10 @@ class HostFiles:
             self._open[number] = (staging, ingest, verifier)
         return self._open[number]
 
-    def _key(self, entry: FileEntry) -> str:
+    def _key(self, number: int) -> str:
         """Name the folder of a file that comes in several parts: as any pull names it."""
-        return unit_of(_remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
+        entry = self._shared.files[number]
+        return unit_of(remote_file(entry)).key if entry.identity is not None else f"blob {entry.digest}"
 
     def _commit(self, number: int, staging: Staging, ingest: Ingest, verifier: Verifier | None) -> None:
         entry = self._shared.files[number]
@@ -198,7 +212,7 @@ class HostFiles:
                 expected, actual = str(verifier.checksum), f"{verifier.checksum.kind}:{verifier.value.hex()}"
                 raise DigestMismatchError(str(entry.path), expected=expected, actual=actual)
             if verifier is None and entry.digest is None and self._session.strict:
-                raise unvouched(_remote_file(entry))
+                raise unvouched(remote_file(entry))
             ingest.commit(entry.digest)
         except BaseException:
             ingest.abort()
@@ -210,36 +224,49 @@ class HostFiles:
     def _put(self, number: int, data: bytes) -> None:
         """Take a small file."""
         entry, checksum = self._shared.files[number], self._declared[number]
-        proof = LENGTH_ONLY
-        if checksum is not None and checksums.matches(checksum, data):
-            proof = checksums.proof(checksum)
-        elif checksum is not None and checksum.kind != "md5":
-            checksums.require(checksum, data, str(entry.path))
-        elif entry.digest is None and (checksum is not None or self._session.strict):
-            return  # an ETag that looks like an MD5 need not be one: this host's own pull looks closer
         if entry.digest is not None and (found := Digest.of(data)) != entry.digest:
             raise DigestMismatchError(str(entry.path), expected=str(entry.digest), actual=str(found))
+        is_right = checksum is not None and checksums.matches(checksum, data)
+        is_unclear = number in self._shared.likely and not is_right
+        if checksum is not None and not is_right and not is_unclear:
+            checksums.require(checksum, data, str(entry.path))
+        if checksum is None and entry.digest is None and self._session.strict and not is_unclear:
+            return  # this host's own pull says what is missing
         if self._small is None:
             self._small = self._session.store.staging(_SMALL)
-        self._note(number, self._small.put(data), proof)
+        digest = self._small.put(data)
+        if is_unclear:
+            self.unclear.add(number, digest)
+        else:
+            self._note(number, digest, checksums.proof(checksum) if checksum is not None else LENGTH_ONLY)
 
     def _note(self, number: int, digest: Digest, proof: str) -> None:
         entry = self._shared.files[number]
         self._known[number] = digest
         if entry.identity is not None:
-            self._session.committed(_remote_file(entry), digest, proof)
+            self._session.committed(remote_file(entry), digest, proof)
+
+    def known_of(self, numbers: Iterable[int]) -> list[Word]:
+        """Say what is known here of files that are unclear to some host."""
+        known = {number: self._known[number] for number in numbers if number in self._known}
+        identities = {number: self._shared.files[number].identity for number in known}
+        facts = self._session.store.facts.origins(one for one in identities.values() if one is not None)
+        return [
+            (number, str(digest), facts[identity].proof)
+            for number, digest in known.items()
+            if (identity := identities[number]) in facts and facts[identity].digest == digest
+        ]
+
+    def settle(self, words: Iterable[Word]) -> None:
+        """Take the files that are clear by what hosts told of them."""
+        for number, digest, proof in self.unclear.take(words):
+            self._note(number, digest, proof)
 
     def finish_empty(self) -> None:
         """Take the files that have no bytes: nobody sends them."""
         for number, entry in enumerate(self._shared.files):
             if not entry.size and number not in self._known and can_be_shared(entry):
                 self._put(number, b"")
-
-
-def _remote_file(entry: FileEntry) -> RemoteFile:
-    if entry.identity is None:  # it was in somebody's store
-        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
-    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)
 
 
 def _without(size: int, gaps: Sequence[Range]) -> list[tuple[int, int]]:

@@ -43,6 +43,22 @@ class Selected:
     kept: int  # bytes of it that are here
 
 
+def wanted_ranges(session: Session, file: RemoteFile, choose: Choose) -> tuple[Range, ...] | None:
+    """Return which bytes of a file `selected_records` needs; None where it yields None. What was read for that stays.
+
+    Raises:
+        RemoteError: what the origin says.
+    """
+    with _opened(session, file) as archive:
+        wanted = archive.choose(choose) if archive is not None else None
+        if archive is None or wanted is None:
+            return None
+        found = archive.looked
+        for span in archive.spans(wanted):
+            found.add(*span)
+        return tuple(found)
+
+
 @contextlib.contextmanager
 def selected_records(session: Session, file: RemoteFile, choose: Choose) -> Iterator[Selected | None]:
     """Fetch the records of a stock `torch.save` file that `choose` names; yield where they lie.
@@ -55,32 +71,34 @@ def selected_records(session: Session, file: RemoteFile, choose: Choose) -> Iter
         ContentError: its directory says no CRC-32, and verification is strict.
         RemoteError: what the origin says.
     """
-    if not file.identity.has_validator or session.remote.local_path(file) is not None:
-        yield None
-        return
     before = session.bytes_fetched
-    store, key = session.store, unit_of(file).key
     with contextlib.ExitStack() as left:
-        with store.exclusive(key):
-            staging = store.staging(key)
-            left.callback(staging.abandon)
-            ingest = staging.ingest(file.size, source=file.identity.key)
-            left.callback(ingest.leave)
-            archive = _Archive(session, file, ingest)
-            try:
-                wanted = archive.select(choose)
-            except (ContentError, RangesIgnoredError) as error:
-                log.info("%s: it is fetched whole: %s", file.identity.url, error)
-                wanted = None
-            if wanted is not None:
+        with session.store.exclusive(unit_of(file).key):
+            archive = left.enter_context(_opened(session, file))
+            wanted = archive.choose(choose) if archive is not None else None
+            if archive is not None and wanted is not None:
                 archive.fetch(wanted)
                 archive.verify(wanted)
                 archive.outline(wanted)
-        if wanted is None:
+        if archive is None or wanted is None:
             yield None
         else:
             kept = sum(one.end - one.start for one in wanted)
-            yield Selected(ingest.path, file.size, session.bytes_fetched - before, kept)
+            yield Selected(archive.path, file.size, session.bytes_fetched - before, kept)
+
+
+@contextlib.contextmanager
+def _opened(session: Session, file: RemoteFile) -> Iterator[_Archive | None]:
+    """Yield the archive, and leave what of it is here; None if its origin reads no ranges or declares no version."""
+    if not file.identity.has_validator or session.remote.local_path(file) is not None:
+        yield None
+        return
+    with contextlib.ExitStack() as left:
+        staging = session.store.staging(unit_of(file).key)
+        left.callback(staging.abandon)
+        ingest = staging.ingest(file.size, source=file.identity.key)
+        left.callback(ingest.leave)
+        yield _Archive(session, file, ingest)
 
 
 class _Archive:
@@ -91,8 +109,22 @@ class _Archive:
         self._file = file
         self._ingest = ingest
         self._records: list[Record] = []
+        self.looked = Ranges()  # at what had to be read to choose
 
-    def select(self, choose: Choose) -> list[Record] | None:
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._ingest.path
+
+    def choose(self, choose: Choose) -> list[Record] | None:
+        """Return the records that are wanted; None if all are, or it cannot be said which."""
+        try:
+            return self._select(choose)
+        except (ContentError, RangesIgnoredError) as error:
+            log.info("%s: it is fetched whole: %s", self._file.identity.url, error)
+            return None
+
+    def _select(self, choose: Choose) -> list[Record] | None:
         """Read the directory and the pickle, and return the records that are wanted.
 
         Raises:
@@ -118,11 +150,15 @@ class _Archive:
 
     def fetch(self, wanted: list[Record]) -> None:
         """Fetch what is not here yet of the wanted records, and the directory."""
+        self._bring(self.spans(wanted))
+
+    def spans(self, wanted: list[Record]) -> list[Range]:
+        """Return what is fetched for these records: where they lie, and the directory."""
         spans = Ranges()
         for one in wanted:
             spans.add(one.start, one.end)
         spans.add(self._records[-1].end, self._file.size)
-        self._bring(_joined(list(spans), MAX_GAP))
+        return _joined(list(spans), MAX_GAP)
 
     def verify(self, wanted: list[Record]) -> None:
         """Compare every wanted record with the CRC-32 that the directory says."""
@@ -175,6 +211,7 @@ class _Archive:
     def _read(self, start: int, end: int) -> bytes:
         """Return bytes of the file, fetched into their place if they are not there yet."""
         start, end = max(start, 0), min(end, self._file.size)
+        self.looked.add(start, end)
         self._bring([Range(start, end)])
         fd = os.open(self._ingest.path, os.O_RDONLY | os.O_CLOEXEC)
         try:

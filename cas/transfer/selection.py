@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +11,7 @@ from cas.errors import NotFoundError, UsageError
 from cas.index.manifest import Manifest
 from cas.transfer.remote import Listing
 
+_SPECIAL = re.compile(r"([*?[])")
 _SHOWN = 5  # names in the message, where nothing matches
 
 
@@ -79,6 +81,11 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+def literal(path: str) -> str:
+    """Return the pattern that matches this path and no other."""
+    return _SPECIAL.sub(r"[\1]", path)
 
 
 def _patterns(name: str, given: str | Iterable[str] | None) -> tuple[str, ...]:

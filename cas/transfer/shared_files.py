@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from cas.errors import ContentError
 from cas.index.digest import Digest
 from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
-from cas.transfer.remote import Checksum
+from cas.index.ranges import Range
+from cas.transfer.remote import Checksum, RemoteFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,21 @@ class SharedFiles:
     files: tuple[FileEntry, ...]  # those that are wanted: with digests if its store holds them, else with identities
     directories: tuple[RelativePath, ...]
     declared: tuple[Checksum | None, ...]
+    likely: frozenset[int] = frozenset()  # of these it is suggested only: a match proves the bytes, a mismatch nothing
+    parts: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)  # of files that are not wanted whole, what is
     others: tuple[FileEntry, ...] = ()  # with digests: what a manifest says of the files that are not wanted
 
     @property
     def is_known(self) -> bool:
         """Whether all digests are known: the origin need not be asked."""
         return all(entry.digest is not None for entry in self.files)
+
+    def wanted(self, number: int) -> Sequence[Range]:
+        """Return which bytes of a file the hosts exchange, by its place in the list."""
+        entry = self.files[number]
+        if number in self.parts:
+            return self.parts[number]
+        return [Range(0, entry.size)] if can_be_shared(entry) else []
 
     def encode(self) -> bytes:
         """Return it as bytes that `decode` reads."""
@@ -35,6 +46,8 @@ class SharedFiles:
             "files": [entry.to_json() for entry in self.files],
             "directories": self.directories,
             "declared": declared,
+            "likely": sorted(self.likely),
+            "parts": list(self.parts.items()),
             "others": [entry.to_json() for entry in self.others],
         }
         return json.dumps(document).encode()
@@ -48,7 +61,9 @@ class SharedFiles:
             for one in document["declared"]
         ]
         files, others = tuple(map(_entry, document["files"])), tuple(map(_entry, document["others"]))
-        return cls(files, tuple(map(RelativePath, document["directories"])), tuple(declared), others)
+        directories = tuple(map(RelativePath, document["directories"]))
+        parts = {number: tuple(Range(*span) for span in spans) for number, spans in document["parts"]}
+        return cls(files, directories, tuple(declared), frozenset(document["likely"]), parts, others)
 
 
 def _entry(data: Mapping[str, Any]) -> FileEntry:
@@ -60,3 +75,14 @@ def _entry(data: Mapping[str, Any]) -> FileEntry:
 def can_be_shared(entry: FileEntry) -> bool:
     """Whether ranges of a file can be read one by one; of others each host reads its own."""
     return entry.digest is not None or (entry.identity is not None and entry.identity.has_validator)
+
+
+def remote_file(entry: FileEntry) -> RemoteFile:
+    """Return a file as its origin listed it.
+
+    Raises:
+        ContentError: it lay in somebody's store, and no origin is known.
+    """
+    if entry.identity is None:
+        raise ContentError(f"{entry.path} was removed, or found damaged, before it could be sent to the other hosts")
+    return RemoteFile(entry.path, entry.size, entry.identity, entry.executable)

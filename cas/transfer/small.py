@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from cas.errors import ChangedError, ContentError, RemoteError
+from cas.errors import ChangedError
 from cas.index.staging import Staging
-from cas.transfer import checksums
 from cas.transfer.checksums import LENGTH_ONLY
 from cas.transfer.hints import Hints
-from cas.transfer.remote import RangesIgnoredError, RemoteFile
-from cas.transfer.retry import STREAMS, BrokenOffError
-from cas.transfer.session import Session, unvouched
+from cas.transfer.remote import RemoteFile
+from cas.transfer.session import Session
+from cas.transfer.vouching import declared_proof, likely_proof, read_twice, read_whole
 from cas.transfer.workers import TICK, Workers
 
 log = logging.getLogger("cas.transfer")
@@ -109,64 +108,22 @@ class SmallFiles:
         if (given := self.given(file)) is not None:
             self._session.reused(file.size)
             return given
-        data = self._bytes(file)
-        if proof := self._likely_proof(file, data):
+        data = read_whole(self._session, file)
+        if proof := likely_proof(self._session, file, data):
             return data, proof
-        checksum = self._session.declared(file)
-        if checksum is not None:
-            if not checksums.matches(checksum, data):
-                log.warning("%s: bytes differ from the declared %s; fetching again", file.identity.url, checksum)
-                data = self._bytes(file)
-                checksums.require(checksum, data, file.identity.url)
-            return data, checksums.proof(checksum)
-        if self._session.strict:
-            raise unvouched(file)
+        if (declared := declared_proof(self._session, file, data)) is not None:
+            return declared
         if not self._session.remote.likely_checksums(file):
             return data, LENGTH_ONLY
-        again = self._bytes(file)
-        if proof := self._likely_proof(file, again):
-            return again, proof
-        if again != data:
-            raise ContentError(f"{file.identity.url}: two reads gave different bytes; nothing of it was kept")
-        return data, LENGTH_ONLY
+        return read_twice(self._session, file, data)
 
     def given(self, file: RemoteFile) -> tuple[bytes, str] | None:
         """Return the bytes that need not be fetched, and what vouches for them: the object's ETag."""
         data = self._hints.whole(file)
-        proof = self._likely_proof(file, data) if data is not None else None
+        proof = likely_proof(self._session, file, data) if data is not None else None
         return (data, proof) if data is not None and proof is not None else None
 
     def is_told(self, file: RemoteFile) -> bool:
         """Whether the sidecar carries the file."""
         described = self._hints.described(file)
         return described is not None and described.whole is not None
-
-    def _likely_proof(self, file: RemoteFile, data: bytes) -> str | None:
-        for likely in self._session.remote.likely_checksums(file):
-            if checksums.matches(likely, data):
-                return checksums.proof(likely)
-        return None
-
-    def _bytes(self, file: RemoteFile) -> bytes:
-        if not file.size:
-            return b""
-        data = self._whole(file)
-        if len(data) != file.size:
-            raise RemoteError(f"{file.identity.url}: {len(data)} bytes, but {file.size} were listed")
-        self._session.got(len(data))
-        return data
-
-    def _whole(self, file: RemoteFile) -> bytes:
-        if file.identity.has_validator:
-            try:
-                return b"".join(map(bytes, self._session.remote.read(file, 0, file.size)))
-            except RangesIgnoredError as error:  # it broke off, and the server cannot go on from there
-                log.info("%s; reading it from its start", error)
-        for left in range(STREAMS - 1, -1, -1):
-            try:
-                return b"".join(map(bytes, self._session.remote.stream(file)))
-            except BrokenOffError as error:
-                if not left or self._session.stop.is_set():
-                    raise
-                log.info("%s; reading it from its start", error)
-        raise AssertionError("the last try returned or raised")

@@ -1,8 +1,7 @@
 """A pull by many hosts of one job: each reads its share from the origin, and the job's group exchanges the rest.
 
 Every rank of the group takes part. Ranks that share a home are one host; the first of them does the host's work, the
-others only listen. What a rank does, it does in a thread, and tells the others meanwhile that it is at it: they wait as
-long as it gets on. What it cannot do it tells too, so that all fail together, and soon.
+others only listen.
 """
 
 from __future__ import annotations
@@ -10,74 +9,38 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import platform
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol
 
 from cas.config import Settings
 from cas.errors import (
     CasError,
-    ChangedError,
     ContentError,
-    DigestMismatchError,
-    PeerError,
     UsageError,
 )
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
-from cas.index.ranges import Range
-from cas.index.staging import Staging
 from cas.index.store import Store, explained
 from cas.transfer import checksums
-from cas.transfer.exchange import Block, Held, Round, plan_exchange
 from cas.transfer.fetch import PullReport, list_files, pull
-from cas.transfer.host_files import BLOCK, HostFiles
+from cas.transfer.host_files import HostFiles
 from cas.transfer.plan import pull_key
 from cas.transfer.preview import preview
 from cas.transfer.progress import drawer
-from cas.transfer.remote import Checksum, RangesIgnoredError, Remote, RemoteFile
+from cas.transfer.remote import Checksum, Remote, RemoteFile
+from cas.transfer.rounds import Hosts
 from cas.transfer.selection import EVERYTHING, Selection
 from cas.transfer.session import Session
-from cas.transfer.shared_files import SharedFiles, can_be_shared
+from cas.transfer.settling import Word
+from cas.transfer.shared_files import SharedFiles
 from cas.transfer.small import SMALL_AT_ONCE
+from cas.transfer.telling import AloneError, Group, Rank
 from cas.transfer.watched import Watch
 from cas.transfer.workers import Workers, wait_all
 
 log = logging.getLogger("cas.transfer")
-
-T = TypeVar("T")
-
-Arrived: TypeAlias = list[tuple[Block, memoryview]]
-
-ROUND = 256 << 20  # bytes that arrive in one round, at most
-ALONE = (ChangedError, DigestMismatchError, RangesIgnoredError)  # then each host pulls by itself what is left
-TELL = 1.0  # seconds after which a rank that is still at work says so
-LEAVING = 1.0  # seconds that work which was ended gets to leave tidily
-_WORKING = b"."
-
-
-class Group(Protocol):
-    """The ranks of one job; every one makes the same calls in the same order."""
-
-    rank: int
-    size: int
-    bound: float  # seconds after which a rank that does not answer, or gets nothing done, is given up
-
-    def gather(self, data: bytes) -> list[bytes]:
-        """Return what every rank gave, in order of rank."""
-
-    def broadcast(self, data: bytes | None, source: int) -> bytes:
-        """Return what the rank `source` gave."""
-
-    def swap(
-        self, sends: Sequence[tuple[int, bytearray | memoryview]], receives: Sequence[tuple[int, memoryview]]
-    ) -> None:
-        """Send to some ranks while receiving from others."""
 
 
 class Source(Protocol):
@@ -116,13 +79,10 @@ def pull_together(
         PeerError: another rank failed (the message says which, and how), or does not answer.
         CasError: this rank failed, as `pull` does, or got nothing done for the group's bound; the others were told.
     """
-    together = _Together(source, group, settings, selection)
-    with explained(f"cannot write into {settings.home}"), contextlib.closing(together):
+    rank = Rank(group, settings.home)
+    together = _Together(source, group, rank, settings, selection)
+    with explained(f"cannot write into {settings.home}"), contextlib.closing(rank):
         return together.run(store, registry, uuid, dict(expected_sizes or {}), partial=partial)
-
-
-class _AloneError(Exception):
-    """The exchange ends here; each host goes on by itself."""
 
 
 class _Together:
@@ -130,166 +90,86 @@ class _Together:
 
     _store: Store
 
-    def __init__(self, source: Source, group: Group, settings: Settings, selection: Selection) -> None:
+    def __init__(self, source: Source, group: Group, rank: Rank, settings: Settings, selection: Selection) -> None:
         self._source = source
         self._remote: Remote | None = None
         self._group = group
+        self._rank = rank
         self._settings = settings
         self._selection = selection
         self._report: PullReport | None = None  # of what this host brought for all
-        self._leaders: list[int] = []  # of each host the rank that does its work
-        self._shown: Staging | None = None  # by which others see that we get on
-        self._may_part = False  # whether each host may go on by itself, and no rank has to fail
-        self._watch = Watch()
-        self._worker = Workers(1, self._watch.ended, "cas-rank")
-
-    def close(self) -> None:
-        """End what is still being done, if anything is: somebody failed, or was interrupted."""
-        self._watch.ended.set()
-        self._worker.__exit__(None)
-        self._worker.join(LEAVING)
+        self._hosts = Hosts(group, rank, settings)
+        self._teller = 0  # the rank that told what the files are
 
     def run(
         self, opened: Callable[[], Store], registry: str, uuid: str, sizes: dict[str, int], *, partial: bool
     ) -> PullReport | None:
         """Do it."""
         began = time.monotonic()
-        self._store = self._together(opened)
+        self._store = self._rank.together(opened)
         with contextlib.ExitStack() as locked:
             key = pull_key(registry, uuid, self._selection)
-            self._together(lambda: self._lock(key, locked) if self._group.rank == 0 else None)
+            self._hosts.lock(self._store, key, locked)
             return self._run(registry, uuid, sizes, began, partial=partial)
-
-    def _lock(self, key: str, locked: contextlib.ExitStack) -> None:
-        """Wait for others that bring the same into the first rank's home, and let others wait for us.
-
-        One lock for all hosts: jobs that have the same hosts in another order would wait for each other.
-        """
-        locked.enter_context(self._store.exclusive(key))
-        self._shown = locked.enter_context(contextlib.closing(self._store.staging(key)))
 
     def _run(
         self, registry: str, uuid: str, sizes: dict[str, int], began: float, *, partial: bool
     ) -> PullReport | None:
-        leader = self._find_hosts()
-        host = self._leaders.index(leader)
-        leads = leader == self._group.rank
+        self._hosts.find(self._store)
+        leads = self._hosts.leads
         shared = self._tell(registry, uuid, sizes, leads=leads, partial=partial)
-        known = self._together(lambda: self._prepare(shared) if leads else {})
+        known = self._rank.together(lambda: self._prepare(shared) if leads else {})
         here = set(known)
-        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._watch)
-        files = HostFiles(session, shared, known, self._watch) if leads else None
-        self._may_part = True
+        session = Session(self._store, self._remote or _NoRemote(), self._settings, None, self._rank.watch)
+        files = HostFiles(session, shared, known, self._rank.watch) if leads else None
+        first: PullReport | None = None  # of a host that brought all by itself before the others
+        self._rank.may_part = True
         try:
-            self._together(self._make_ready, files, uuid)
-            if not self._is_cheaper_alone(registry, uuid, shared, known, leads=leads):
-                self._exchange(files, host, shared, draw_label=uuid[:8])
-        except _AloneError as error:
+            self._hosts.make_ready(files, uuid)
+            alone = self._who_pulls_alone(registry, uuid, shared, known, leads=leads)
+            if alone != self._hosts.leaders:
+                if alone:
+                    pulls = self._group.rank in alone
+                    first = self._rank.together(
+                        lambda: self._pull(registry, uuid, sizes, partial=partial) if pulls else None
+                    )
+                    known.update(self._rank.together(lambda: self._prepare(shared) if pulls else {}))
+                self._hosts.exchange(files, shared, drawer(self._settings.progress, uuid[:8]))
+                self._settle(files, shared)
+        except AloneError as error:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
-            self._may_part = False
+            self._rank.may_part = False
             if files is not None:
                 session.stop.set()
                 files.close()
         report = None
         if leads:
-            report = self._together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
+            report = self._rank.together(lambda: self._conclude(registry, uuid, sizes, shared, known, partial=partial))
         else:
-            self._together(lambda: None)
+            self._rank.together(lambda: None)
         self._compare(registry, uuid, shared, leads=leads)
         if report is None or self._report is not None:
             return self._report
         return replace(
             report,
             files_fetched=report.files_fetched + len(known) - len(here),
-            bytes_fetched=report.bytes_fetched + session.bytes_fetched,
+            bytes_fetched=report.bytes_fetched + session.bytes_fetched + (first.bytes_fetched if first else 0),
+            bytes_reused=report.bytes_reused + (first.bytes_reused if first else 0),
             bytes_here=sum(shared.files[number].size for number in here),
             seconds=time.monotonic() - began,
         )
 
-    # --- telling -----------------------------------------------------------------------------------------------
-
-    def _together(self, doing: Callable[..., T], *arguments: Any) -> T:
-        """Do something on every rank; if it fails on one, it fails on all. Whoever is done waits for those at work."""
-        work: Future[T] = self._worker.submit(self._watch.doing, self._explained, doing, *arguments)
-        sign, since = self._watch.sign(), time.monotonic()
-        try:
-            while True:
-                wait([work], min(TELL, self._group.bound / 4))
-                current, now = self._watch.sign(), time.monotonic()
-                if current != sign:
-                    sign, since = current, now
-                if not self._is_going_on(work, now - since):
-                    return work.result()
-        except _AloneError:
-            raise
-        except BaseException:
-            self.close()
-            raise
-
-    def _explained(self, doing: Callable[..., T], *arguments: Any) -> T:
-        """Do it; of a disk that is full, say to the others too which one that is."""
-        with explained(f"cannot write into {self._settings.home}"):
-            return doing(*arguments)
-
-    def _is_going_on(self, work: Future[T], idle: float) -> bool:
-        """Tell how it stands here, hear how it stands elsewhere, and return whether anybody is still at work."""
-        done = work.done()
-        failure = work.exception() if done else self._standstill(idle)
-        parts = self._may_part and isinstance(failure, ALONE)
-        word = _said(failure, parts=parts) if failure is not None else b"" if done else _WORKING
-        answers = self._group.gather(word)
-        if failure is not None and not parts:
-            raise failure
-        found = [
-            (rank, answer.decode("utf-8", "replace"))
-            for rank, answer in enumerate(answers)
-            if answer not in (b"", _WORKING)
-        ]
-        for rank, text in found:
-            if text[0] == "!":
-                host, _, reason = text[1:].partition("\n")
-                raise PeerError(f"rank {rank} of the process group (on {host}) failed: {reason}")
-        if _WORKING in answers:
-            return True
-        if found:
-            raise _AloneError(found[0][1].partition("\n")[2])
-        return False
-
-    def _standstill(self, idle: float) -> CasError | None:
-        """Return what is wrong with work that has got nothing done for so many seconds."""
-        if idle <= self._group.bound:
-            return None
-        error = CasError(f"nothing was read or written for {idle:.0f} s: does a disk hang ({self._settings.home})?")
-        log.error("%s", error)  # now: what cleans up may hang as well
-        return error
-
-    def _find_hosts(self) -> int:
-        """Find out which ranks share a home, and return the one that does the work of ours.
-
-        Each makes a folder in its home, and looks whose it sees: names of hosts and homes can lie about that.
-        """
-        key = self._group.broadcast(secrets.token_hex(16).encode(), 0).decode("ascii", "replace")
-        staging = self._together(lambda: self._store.staging(f"group {key}"))
-        try:
-            names = [name.decode("ascii", "replace") for name in self._group.gather(staging.folder.name.encode())]
-            seen = set(self._together(os.listdir, staging.folder.parent))
-            mine = min(rank for rank, name in enumerate(names) if name in seen)
-            told = self._group.gather(str(mine).encode())  # nobody leaves before all have looked
-        finally:
-            staging.close()
-        self._leaders = sorted({int(one) for one in told})
-        return mine
-
     def _tell(self, registry: str, uuid: str, sizes: dict[str, int], *, leads: bool, partial: bool) -> SharedFiles:
         """Let the first rank whose host has the checkpoint tell of it; if none has, the first one looks for it."""
-        manifest = self._together(lambda: self._whole(registry, uuid) if leads else None)
+        manifest = self._rank.together(lambda: self._whole(registry, uuid) if leads else None)
         told = self._group.gather(b"" if manifest is None else b"whole")
-        teller = next((rank for rank, one in enumerate(told) if one), 0)
-        found = self._together(
-            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if self._group.rank == teller else None
+        self._teller = next((rank for rank, one in enumerate(told) if one), 0)
+        tells = self._group.rank == self._teller
+        found = self._rank.together(
+            lambda: self._look(registry, uuid, sizes, partial=partial).encode() if tells else None
         )
-        return SharedFiles.decode(self._group.broadcast(found, teller))
+        return SharedFiles.decode(self._group.broadcast(found, self._teller))
 
     def _whole(self, registry: str, uuid: str) -> Manifest | None:
         """Return what our store knows of the checkpoint, if all that is wanted of it is here."""
@@ -312,32 +192,46 @@ class _Together:
             except CasError as error:
                 closed = error
             if manifest is None:
-                self._report = self._source.get_all(self._store, closed, self._watch)
+                self._report = self._source.get_all(self._store, closed, self._rank.watch)
                 manifest = self._report.manifest
             elif closed is not None and self._store.absent(manifest):
                 raise closed
             self._remote = None
         known = tuple(entry for entry in manifest.files if entry.digest is not None)
         others = tuple(entry for entry in manifest.files if entry.digest is None)
-        return SharedFiles(known, manifest.directories, (None,) * len(known), others)
+        return SharedFiles(known, manifest.directories, (None,) * len(known), others=others)
 
     def _has_more(self, manifest: Manifest) -> bool:
         """Whether files that are not wanted have digests: a host without them has to know where they lie."""
         return any(entry.digest is not None and not self._selection.takes(entry.path) for entry in manifest.files)
 
     def _list(self, remote: Remote, sizes: dict[str, int], *, partial: bool) -> SharedFiles:
-        session = Session(self._store, remote, self._settings, None, self._watch)
+        session = Session(self._store, remote, self._settings, None, self._rank.watch)
         listing = self._selection.of_listing(list_files(session.remote, sizes, partial=partial))
         files = tuple(
             FileEntry(one.path, one.size, None, one.identity, executable=one.executable) for one in listing.files
         )
-        return SharedFiles(files, listing.directories, self._declared(session, listing.files))
+        likely = [self._likely(session, file) for file in listing.files]
+        others = [file for file, one in zip(listing.files, likely, strict=True) if one is None]
+        declared = iter(self._declared(session, others))
+        return SharedFiles(
+            files,
+            listing.directories,
+            tuple(one if one is not None else next(declared) for one in likely),
+            frozenset(number for number, one in enumerate(likely) if one is not None),
+        )
 
-    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> tuple[Checksum | None, ...]:
+    def _likely(self, session: Session, file: RemoteFile) -> Checksum | None:
+        """Return the checksum that the listing suggests of a file that is sent at once: it costs no request."""
+        if file.size > self._hosts.block:
+            return None
+        return checksums.choose(session.remote.likely_checksums(file), md5=True)
+
+    def _declared(self, session: Session, files: Sequence[RemoteFile]) -> list[Checksum | None]:
         """Ask for the checksums to verify the files by: all ranks wait, so many requests at once."""
         count = min(len(files), self._settings.concurrency * SMALL_AT_ONCE)
         with Workers(count, session.stop, "cas-declared") as workers:
-            return tuple(wait_all([workers.submit(_declared, session, file) for file in files], session.stop))
+            return wait_all([workers.submit(session.declared, file) for file in files], session.stop)
 
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list; open the remote if it is needed."""
@@ -355,31 +249,37 @@ class _Together:
                 found[number] = digest
         return found
 
-    def _is_cheaper_alone(
+    def _who_pulls_alone(
         self, registry: str, uuid: str, shared: SharedFiles, known: Mapping[int, Digest], *, leads: bool
-    ) -> bool:
-        """Whether the origin is asked for no more bytes if each host pulls by itself: only that finds donors.
+    ) -> list[int]:
+        """Return which ranks pull for their hosts by themselves, before anything is exchanged: only that finds donors.
 
-        So it is with a single host, and where all hosts have a checkpoint that is much like this one (hints.py).
+        All of them do where the origin is asked for no more bytes then: so it is with a single host, and where all
+        have a checkpoint that is much like this one (hints.py). One does that is asked for no more than its share.
         """
+        leaders = self._hosts.leaders
         if shared.is_known:
-            return False
-        if len(self._leaders) == 1:
-            return True
-        able = self._group.gather(b"1" if self._together(lambda: leads and self._store.chunks.has_parts()) else b"")
-        if not all(able[rank] for rank in self._leaders):
-            return False
-        cost = self._together(lambda: self._cost_alone(registry, uuid) if leads else 0)
+            return []
+        if len(leaders) == 1:
+            return leaders
+        cost = self._rank.together(lambda: self._cost_alone(registry, uuid) if leads else None)
         told = self._group.gather(json.dumps([cost, sorted(known)]).encode())
-        costs, somewhere = 0, set()
-        for rank in self._leaders:
+        costs: dict[int, int] = {}
+        somewhere: set[int] = set()
+        for rank in leaders:
             cost, held = json.loads(told[rank])
-            costs += cost
             somewhere.update(held)
-        return costs <= sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+            if cost is not None:
+                costs[rank] = cost
+        missing = sum(entry.size for number, entry in enumerate(shared.files) if number not in somewhere)
+        if len(costs) == len(leaders) and sum(costs.values()) <= missing:
+            return leaders
+        return [rank for rank in sorted(costs, key=costs.__getitem__)[:1] if costs[rank] * len(leaders) < missing]
 
-    def _cost_alone(self, registry: str, uuid: str) -> int:
-        """Return how many bytes this host would fetch by itself."""
+    def _cost_alone(self, registry: str, uuid: str) -> int | None:
+        """Return how many bytes this host would fetch by itself; None if it has no donors."""
+        if not self._store.chunks.has_parts():
+            return None
         assert self._remote is not None  # what has no digests was listed there
         found = preview(
             self._store,
@@ -388,69 +288,24 @@ class _Together:
             uuid=uuid,
             settings=self._settings,
             selection=self._selection,
-            watch=self._watch,
+            watch=self._rank.watch,
         )
         return found.fetch
 
-    # --- the rounds --------------------------------------------------------------------------------------------
-
-    def _make_ready(self, files: HostFiles | None, uuid: str) -> None:
-        """See that there is room, and show whoever waits for us where we get on."""
-        if files is not None and self._settings.check_space:
-            files.require_room(f"cannot fetch checkpoint {uuid}")
-        if files is not None and self._shown is not None:
-            self._shown.name_parts(files.folders())
-
-    def _exchange(self, files: HostFiles | None, host: int, shared: SharedFiles, *, draw_label: str) -> None:
-        held = self._together(lambda: files.held() if files is not None else {})
-        told = self._group.gather(json.dumps(held).encode() if files is not None else b"")
-        all_held: list[Held] = [_held(told[rank]) for rank in self._leaders]
-        sizes = [entry.size if can_be_shared(entry) else 0 for entry in shared.files]
-        block = min(BLOCK, max(ROUND // len(self._leaders), 1 << 20))
-        rounds = plan_exchange(sizes, all_held, block=block)
-        total = sum(one.size for blocks in rounds for one in blocks if host in one.lacking)
-        log.info("%d hosts, %d rounds, %d bytes to bring here", len(self._leaders), len(rounds), total)
-        draw = drawer(self._settings.progress, draw_label)
-        with contextlib.ExitStack() as line:
-            if files is not None:
-                files.start(rounds, host, line.enter_context(draw(total, 0)))
-            arrived: Arrived = []
-            for blocks in rounds:
-                data = self._together(self._begin_round, files, host, blocks, arrived)
-                arrived = self._swap(host, blocks, data) if files is not None else []
-            self._together(self._finish, files, host, arrived)
-
-    def _begin_round(self, files: HostFiles | None, host: int, blocks: Round, arrived: Arrived) -> bytearray:
-        """Write what the round before brought, and return our own block of this one."""
-        if files is None:
-            return bytearray()
-        self._write(files, host, arrived)
-        return files.next_block() if any(one.owner == host for one in blocks) else bytearray()
-
-    def _finish(self, files: HostFiles | None, host: int, arrived: Arrived) -> None:
-        if files is not None:
-            self._write(files, host, arrived)
-            files.finish_empty()
-
-    def _write(self, files: HostFiles, host: int, arrived: Arrived) -> None:
-        for one, buffer in arrived:
-            if host in one.lacking:
-                files.write(one, buffer)
-
-    def _swap(self, host: int, blocks: Round, data: bytearray) -> Arrived:
-        sends: list[tuple[int, bytearray | memoryview]] = []
-        receives: list[tuple[int, memoryview]] = []
-        arrived: Arrived = []
-        for one in blocks:
-            if one.owner == host:
-                sends += [(self._leaders[other], data) for other in one.lacking if other != host]
-                arrived.append((one, memoryview(data)))
-            elif host in one.lacking:
-                buffer = memoryview(bytearray(one.size))
-                receives.append((self._leaders[one.owner], buffer))
-                arrived.append((one, buffer))
-        self._group.swap(sends, receives)
-        return arrived
+    def _settle(self, files: HostFiles | None, shared: SharedFiles) -> None:
+        """Find out what the bytes are that have another checksum than the listing suggests: on one host, for all."""
+        if not shared.likely:
+            return
+        unclear = set().union(*self._hosts.hear(files.unclear.numbers if files is not None else None))
+        if not unclear:
+            return
+        told = self._hosts.hear((lambda: files.known_of(unclear)) if files is not None else None)
+        words: list[Word] = [word for one in told for word in one]
+        left = sorted(unclear - {number for number, _, _ in words})
+        listed = self._group.rank == self._teller
+        judged = self._rank.together(lambda: files.unclear.judge(left) if files is not None and listed else [])
+        words += json.loads(self._group.broadcast(json.dumps(judged).encode(), self._teller))
+        self._rank.together(lambda: files.settle(words) if files is not None else None)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -479,6 +334,10 @@ class _Together:
                 return PullReport(manifest, proofs, 0, 0, 0, manifest.size, 0.0)
             if shared.is_known:
                 raise ContentError(f"{len(absent)} files of checkpoint {uuid} were removed while they arrived")
+        return self._pull(registry, uuid, sizes, partial=partial)
+
+    def _pull(self, registry: str, uuid: str, sizes: dict[str, int], *, partial: bool) -> PullReport:
+        """Bring what is missing here as a host does that is alone."""
         assert self._remote is not None  # what has no digests was listed there
         return pull(
             self._store,
@@ -489,7 +348,7 @@ class _Together:
             expected_sizes=sizes,
             partial=partial,
             selection=self._selection,
-            watch=self._watch,
+            watch=self._rank.watch,
         )
 
     def _compare(self, registry: str, uuid: str, shared: SharedFiles, *, leads: bool) -> None:
@@ -506,12 +365,12 @@ class _Together:
             entries = self._selection.part_of(manifest).files
             return json.dumps({entry.path: str(entry.digest or entry.size) for entry in entries}).encode()
 
-        told = self._group.gather(self._together(mine))
-        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._leaders]
+        told = self._group.gather(self._rank.together(mine))
+        found: list[dict[str, str]] = [json.loads(told[rank]) for rank in self._hosts.leaders]
         differ = {path for path in set().union(*found) if len({one.get(path) for one in found}) > 1}
         if not differ:
             return
-        self._together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
+        self._rank.together(lambda: self._forget(registry, uuid, shared, differ) if leads else None)
         name = min(differ)
         more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
         raise ContentError(f"{name}{more} of checkpoint {uuid} is not the same on all hosts of the job; load it again")
@@ -524,26 +383,6 @@ class _Together:
             entry.identity for entry in shared.files if entry.path in differ and entry.identity is not None
         )
         self._store.refs.untag(registry, uuid)
-
-
-def in_a_line(error: BaseException) -> str:
-    """Return what other ranks are told of an error: one line, whoever raised it."""
-    text = str(error) if isinstance(error, CasError) else f"{type(error).__name__}: {error}"
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:2000]
-
-
-def _said(error: BaseException, *, parts: bool) -> bytes:
-    return f"{'~' if parts else '!'}{platform.node()}\n{in_a_line(error)}".encode("utf-8", "replace")
-
-
-def _held(data: bytes) -> Held:
-    return {int(file): [Range(*span) for span in spans] for file, spans in json.loads(data).items()}
-
-
-def _declared(session: Session, file: RemoteFile) -> Checksum | None:
-    """Ask for the checksum to verify a file by, if the listing does not suggest one."""
-    likely = checksums.choose(session.remote.likely_checksums(file), md5=True)
-    return likely if likely is not None and file.size <= BLOCK else session.declared(file)
 
 
 class _NoRemote:
