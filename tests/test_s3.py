@@ -634,6 +634,26 @@ def test_an_etag_of_an_encrypted_object_is_no_md5(proxied, proxy, upload):
 # --- pulls -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("says_so", "reads"), [(True, 1), (False, 2)], ids=["KMS", "a gateway"])
+def test_a_small_file_whose_etag_is_no_md5_is_read_again_unless_a_key_explains_it(
+    store, proxied, proxy, upload, settings, says_so, reads
+):
+    upload({key("notes.txt"): b"hello"})
+    etag, other = hashlib.md5(b"hello").hexdigest(), hashlib.md5(b"encrypted").hexdigest()
+
+    def fault(asking):
+        if "list-type" in asking.path:
+            return Fault(rewrite=lambda body: body.replace(etag.encode(), other.encode()))
+        told = {"ETag": f'"{other}"'} | ({"x-amz-server-side-encryption": "aws:kms"} if says_so else {})
+        return Fault(headers=told, drop=("if-match",), without=("x-amz-checksum-crc32",))
+
+    proxy.faults = fault
+    report = pull(store, proxied, settings)
+    assert report.proofs == {"notes.txt": "length only"}
+    assert proxy.bodies() == 5 * reads
+    assert proxy.count("HEAD", "notes.txt") == 1
+
+
 def test_a_pull_reads_each_byte_once_in_parallel_and_checked(store, proxied, proxy, upload, settings):
     upload({key("model.pth"): LARGE}, part_size=8 * MIB)
     upload({key("code/a.py"): b"a = 1\n", key("zero"): b"", key("logs/"): b""})

@@ -85,6 +85,7 @@ class S3Remote:
         self._region = place.region
         self._store: Any = None
         self._unconditional = False  # a server that answers 412 though nothing has changed
+        self._no_md5: set[str] = set()  # paths of objects of which a HEAD said that a key encrypts them
 
     @property
     def url(self) -> str:
@@ -319,9 +320,12 @@ class S3Remote:
     # --- checksums ---------------------------------------------------------------------------------------------
 
     def likely_checksums(self, file: RemoteFile) -> tuple[Checksum, ...]:
-        """An ETag of 32 hex digits is the MD5 of the bytes, unless the object is encrypted with certain keys."""
+        """An ETag of 32 hex digits is the MD5 of the bytes, unless the object is encrypted with certain keys.
+
+        Which are so, no listing says: after `checksums` nothing is suggested of those.
+        """
         found = _MD5.fullmatch(file.identity.etag or "")
-        return (Checksum("md5", bytes.fromhex(found[1])),) if found else ()
+        return (Checksum("md5", bytes.fromhex(found[1])),) if found and file.path not in self._no_md5 else ()
 
     def checksums(self, file: RemoteFile, *, thorough: bool = False) -> tuple[Checksum, ...]:
         """Return the declared checksums, and MD5 where the ETag is one; one request, or two for one of parts."""
@@ -335,6 +339,8 @@ class S3Remote:
         declared = [parse_checksum(kind, value, parts) for kind, value in head.checksums]
         if head.encryption in (None, "AES256"):
             declared.append(_md5(file, parts))
+        else:
+            self._no_md5.add(file.path)
         return tuple(checksum for checksum in declared if checksum is not None)
 
     def _head(self, file: RemoteFile, part: int | None = None) -> Head:

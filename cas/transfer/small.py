@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from cas.errors import ChangedError
 from cas.index.staging import Staging
-from cas.transfer.checksums import LENGTH_ONLY
 from cas.transfer.hints import Hints
 from cas.transfer.remote import RemoteFile
 from cas.transfer.session import Session
-from cas.transfer.vouching import declared_proof, likely_proof, read_twice, read_whole
+from cas.transfer.vouching import likely_proof, looked_closer, read_whole
 from cas.transfer.workers import TICK, Workers
 
 log = logging.getLogger("cas.transfer")
@@ -111,11 +110,7 @@ class SmallFiles:
         data = read_whole(self._session, file)
         if proof := likely_proof(self._session, file, data):
             return data, proof
-        if (declared := declared_proof(self._session, file, data)) is not None:
-            return declared
-        if not self._session.remote.likely_checksums(file):
-            return data, LENGTH_ONLY
-        return read_twice(self._session, file, data)
+        return looked_closer(self._session, file, data)
 
     def given(self, file: RemoteFile) -> tuple[bytes, str] | None:
         """Return the bytes that need not be fetched, and what vouches for them: the object's ETag."""

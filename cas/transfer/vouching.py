@@ -22,13 +22,24 @@ def likely_proof(session: Session, file: RemoteFile, data: bytes) -> str | None:
     return None
 
 
-def declared_proof(session: Session, file: RemoteFile, data: bytes) -> tuple[bytes, str] | None:
-    """Return bytes that have the checksum which the origin declares, if it declares one: these, or read again.
+def looked_closer(session: Session, file: RemoteFile, data: bytes) -> tuple[bytes, str]:
+    """Ask what vouches for bytes that have no checksum which the listing suggests; return what is right, and its proof.
+
+    If the origin declares nothing, and still suggests something else, they are read again: no ETag is believed against
+    two reads that are alike.
 
     Raises:
-        DigestMismatchError: they have another, twice.
-        ContentError: it declares none, and strict verification was asked for.
+        DigestMismatchError: the bytes have another checksum than is declared, twice.
+        ContentError: two reads gave different bytes, or strict verification was asked for and nothing vouches.
     """
+    if (declared := _declared_proof(session, file, data)) is not None:
+        return declared
+    if not session.remote.likely_checksums(file):
+        return data, LENGTH_ONLY
+    return _read_twice(session, file, data)
+
+
+def _declared_proof(session: Session, file: RemoteFile, data: bytes) -> tuple[bytes, str] | None:
     checksum = session.declared(file)
     if checksum is None:
         if session.strict:
@@ -41,12 +52,7 @@ def declared_proof(session: Session, file: RemoteFile, data: bytes) -> tuple[byt
     return data, checksums.proof(checksum)
 
 
-def read_twice(session: Session, file: RemoteFile, data: bytes) -> tuple[bytes, str]:
-    """Read a file again whose bytes have no checksum that the listing suggests; return what is right, and its proof.
-
-    Raises:
-        ContentError: other bytes came, and these have none either.
-    """
+def _read_twice(session: Session, file: RemoteFile, data: bytes) -> tuple[bytes, str]:
     again = read_whole(session, file)
     if proof := likely_proof(session, file, again):
         return again, proof
