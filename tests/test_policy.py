@@ -572,6 +572,42 @@ def test_own_code_may_call_its_functions_and_values(tmp_path: Path) -> None:
     assert read_file(zip_file(tmp_path / "a.pth", data), Reading(Permit(), sources_of(code))) == 6
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_private_methods_that_a_module_keeps_as_hooks_are_let_through(tmp_path: Path, protocol: int) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model_def.py").write_text("""
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self._register_load_state_dict_pre_hook(self._rename)
+        self.layer.register_forward_hook(self._double)
+        self.after, self.plain = self._negate, Net._identity
+    def _rename(self, state, prefix, *_):
+        state[prefix + "layer.weight"] = state.pop(prefix + "old.weight")
+    def _double(self, layer, inputs, output):
+        return 2 * output
+    def _negate(self, x):
+        return -x
+    @staticmethod
+    def _identity(x):
+        return x
+    def forward(self, x):
+        return self.plain(self.after(self.layer(x)))
+""")
+    script = "import torch; from model_def import Net; torch.save(Net(), '../model.pth', pickle_protocol={})"
+    subprocess.run([sys.executable, "-c", script.format(protocol)], check=True, cwd=code)
+    model = read_file(tmp_path / "model.pth", Reading(Permit(), sources_of(code)))
+    model.load_state_dict({"old.weight": torch.eye(2), "layer.bias": torch.zeros(2)})
+    assert torch.equal(model(torch.ones(2)), torch.tensor([-2.0, -2.0]))
+    for attribute in ("__init__", "_apply"):  # of torch's own class, and not of what somebody vouches for
+        taken = b"cbuiltins\ngetattr\n(ctorch.nn.modules.linear\nLinear\n)R" + string(attribute) + b"tR."
+        with pytest.raises(UnsafeContentError, match=f"takes the attribute '{attribute}'"):
+            load(zip_file(tmp_path / "taken.pth", taken))
+
+
 def test_trust_never_loads_weights_and_nothing_else(tmp_path: Path, trace: Path) -> None:
     model = torch.nn.Linear(2, 2)
     torch.save(model.state_dict(), tmp_path / "weights.pth")

@@ -273,11 +273,12 @@ class DryUnpickler(pickle.Unpickler):
 
     def _getattr(self, value: object, name: object) -> Any:
         """How protocols before 4 name a nested class or a method."""
-        if isinstance(name, str) and is_plain_attribute(name):
+        kind: type = value if isinstance(value, _InertClass) else type(value)
+        if isinstance(kind, _InertClass) and isinstance(name, str) and is_plain_attribute(kind.names, name, self._own):
             if isinstance(value, _InertClass) and value.names[0]:
                 module, outer = value.names
                 return self._note(module, f"{outer}.{name}")
-            if isinstance(value, _Inert) and may_take_attribute(*type(value).names, own=self._own):
+            if isinstance(value, _Inert) and may_take_attribute(*kind.names, own=self._own):
                 return self.unknown(value)
         raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
 
@@ -312,9 +313,14 @@ def encode(text: object, encoding: object = "latin1") -> bytes:
 _ENCODE = ("_codecs", "encode")
 
 
-def is_plain_attribute(name: str) -> bool:
-    """Whether an attribute of this name leads to no inner parts of Python."""
-    return name.isidentifier() and not name.startswith("_") and name not in TELLING
+def is_plain_attribute(home: tuple[str, str], name: str, own: Callable[[str], bool]) -> bool:
+    """Whether an attribute of this name, of a class or its values, leads to no inner parts of Python.
+
+    With one underscore, of code that somebody vouches for: the hooks of a module are mostly private methods of it.
+    """
+    if not name.isidentifier() or name.startswith("__") or name in TELLING:
+        return False
+    return not name.startswith("_") or judge(*home, own=own) is Verdict.VOUCHED
 
 
 def names_in(

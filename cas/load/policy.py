@@ -254,7 +254,7 @@ class _GuardedUnpickler(pickle.Unpickler):
         own = self._policy.owns
         home = value if isinstance(value, type) else type(value)
         pair = (home.__module__, home.__qualname__)
-        if not is_plain_attribute(name):
+        if not is_plain_attribute(pair, name, own):
             allowed = False
         elif isinstance(value, type):
             allowed = judge(pair[0], f"{pair[1]}.{name}", own=own) is not Verdict.DANGEROUS
