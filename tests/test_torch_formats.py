@@ -302,6 +302,21 @@ def test_lightning_checkpoint_gives_its_state_dict_and_says_what_else_is_in_it(
     assert torch.equal(output(load_path(tmp_path, model=net())), output(saved))  # whose names have no `model.`
 
 
+def test_model_beside_hyperparameters_that_are_modules_is_said_to_be_weights(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hyper = {"activation": torch.nn.ReLU(), "lr": 0.1}
+    content = {"pytorch-lightning_version": "2.6.6", "state_dict": saved.state_dict(), "hyper_parameters": hyper}
+    torch.save(content, tmp_path / "last.ckpt")
+    found = load_path(tmp_path, only="model")
+    assert found.keys() == saved.state_dict().keys()
+    assert "last.ckpt holds weights and no code" in caplog.text and "torch modules" not in caplog.text
+    caplog.clear()
+    torch.save((saved, {"lr": 0.1}), tmp_path / "last.ckpt")
+    assert isinstance(load_path(tmp_path), tuple)
+    assert "last.ckpt holds a torch module: this returns what is in it, a tuple" in caplog.text
+
+
 @pytest.mark.parametrize("module", ["pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"])
 def test_lightning_checkpoint_loads_where_lightning_is_not_installed(saved: Any, tmp_path: Path, module: str) -> None:
     # What its hyperparameters are: a dict of Lightning's own, written here in a process that has such a class.
