@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import io
 import pickle
 import pickletools
+import re
 import struct
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
 import zipfile
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ import pytest
 
 from cas.config import Trust
 from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import Verdict, judge
+from cas.load.allowlist import Verdict, judge, makes_again
 from cas.load.dry_run import names_in
 from cas.load.permit import Permit
 from cas.load.policy import Policy
@@ -509,6 +513,38 @@ def test_what_torch_itself_saves_is_let_through(tmp_path: Path) -> None:
     torch.save(model, tmp_path / "model.pth")
     check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
     assert isinstance(load(tmp_path / "model.pth"), torch.nn.Sequential)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_plain_values_beside_a_model_are_let_through(tmp_path: Path, protocol: int) -> None:
+    zone = zoneinfo.ZoneInfo("UTC")
+    values = {
+        "saved": datetime.datetime(2024, 5, 1, 12, tzinfo=zone),
+        "zone": zone,
+        "local": time.gmtime(0),
+        "words": re.compile(r"\w+|\d", re.IGNORECASE),
+        "bytes": re.compile(b"[a-z]"),
+    }
+    torch.save(values, tmp_path / "model.pth", pickle_protocol=protocol)
+    check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
+    assert load(tmp_path / "model.pth") == values
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    torch.save(scaler, tmp_path / "scaler.pth", pickle_protocol=protocol)
+    assert load(tmp_path / "scaler.pth").state_dict() == scaler.state_dict()
+
+
+def test_pattern_is_made_of_text_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeContentError, match=r"re\._compile what does not belong there"):
+        load(zip_file(tmp_path / "model.pth", b"cre\n_compile\n(ccollections\nOrderedDict\n)RK\x00tR."))
+    with pytest.raises(UnsafeContentError, match=r"re\.compile"):
+        load(zip_file(tmp_path / "model.pth", b"cre\ncompile\n(X\x01\x00\x00\x00atR."))
+
+
+def test_times_of_pandas_are_made_by_functions_that_may_be_called() -> None:
+    assert makes_again("pandas._libs.tslibs.timestamps", "_unpickle_timestamp")
+    assert makes_again("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle")
+    assert makes_again("pandas._libs.tslibs.nattype", "_nat_unpickle")
+    assert not makes_again("pandas._libs.tslibs.timestamps", "_unpickle_anything")
 
 
 def test_functions_of_torch_in_a_module_are_let_through(tmp_path: Path) -> None:

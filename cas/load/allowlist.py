@@ -100,6 +100,8 @@ def makes_again(module: str, name: str) -> bool:
 
 
 def _is_harmless(module: str, name: str) -> bool:
+    if "." in name and name in _HARMLESS.get(module, frozenset()):
+        return True
     if "." in name:  # the operations of torch, which are attributes of one class
         outer, _, inner = name.partition(".")
         return module == "torch._C" and outer == "_VariableFunctionsClass" and inner in _HARMLESS["torch"]
@@ -174,10 +176,12 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "_operator": _OPERATORS,
     "pathlib": _words("Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"),
     "random": _words("Random"),
+    "re": _words("_compile"),  # how a pattern is pickled: its text and flags, which nothing is matched with
+    "time": _words("struct_time"),
     "types": _words("SimpleNamespace"),
     "typing": _words("Any Callable Dict List Optional Set Tuple Union"),
     "uuid": _words("SafeUUID UUID"),
-    "zoneinfo": _words("ZoneInfo"),
+    "zoneinfo": _words("ZoneInfo ZoneInfo._unpickle"),  # the one that the class itself would make of a zone's name
     "numpy": _words("bool_ dtype float16 float32 float64 int16 int32 int64 int8 ndarray uint16 uint32 uint64 uint8"),
     "numpy.core.multiarray": _words("_reconstruct scalar"),
     "numpy._core.multiarray": _words("_reconstruct scalar"),
@@ -198,6 +202,8 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "torch._C": _words("Generator _VariableFunctionsClass"),
     "torch._C._nn": _words("*"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
+    "torch.amp.grad_scaler": _words("_refresh_per_optimizer_state"),  # makes a dict: a scaler's default
+    "torch.cuda.amp.grad_scaler": _words("_refresh_per_optimizer_state"),
     "torch.distributed._shard.sharded_tensor.metadata": _words("MEM_FORMAT_ENCODING TensorProperties"),
     "torch.distributed.checkpoint.filesystem": _words("_StorageInfo _StoragePrefix"),
     "torch.distributed.checkpoint.metadata": _words(
@@ -227,6 +233,9 @@ _MAKERS: dict[str, frozenset[str]] = {
     "logging": _words("getLogger"),
     "operator": _words("itemgetter"),
     "_operator": _words("itemgetter"),
+    "re": _words("_compile"),
+    "time": _words("struct_time"),
+    "zoneinfo": _words("ZoneInfo._unpickle"),
     "numpy": _words("dtype ndarray"),
     "numpy.core.multiarray": _words("_reconstruct scalar"),
     "numpy._core.multiarray": _words("_reconstruct scalar"),
@@ -257,7 +266,9 @@ _CHANGED = {
 }
 _FILLED = {("builtins", "dict"), ("builtins", "list"), ("builtins", "set")}
 _MADE_BY_FUNCTIONS = ("numpy.", "pandas.", "scipy.", "sklearn.", "torchvision.", "xgboost.", "lightgbm.", "catboost.")
-_MAKER = re.compile(r"newObj|__pyx_unpickle_\w+|_unpickle_block|_new_[A-Z]\w+|_mareconstruct")
+_MAKER = re.compile(
+    r"newObj|__pyx_unpickle_\w+|_unpickle_(?:block|timestamp)|_(?:nat|timedelta)_unpickle|_new_[A-Z]\w+|_mareconstruct"
+)
 _HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
 
 # Modules of packages that many people have, with other ways to run code, or to read and write files.

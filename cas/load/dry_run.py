@@ -157,6 +157,8 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
     """Whether arguments are of the kind that pickles give where others would be called, or looked up."""
     if home[1] == "itemgetter":
         return all(isinstance(value, int | str) for value in values)
+    if home == ("re", "_compile"):
+        return all(isinstance(value, int | str | bytes) for value in values)
     if home[0].startswith("numpy.random"):  # calls what makes its generator
         named = [value for value in values if isinstance(value, _InertClass)]
         return all(value.names[0].startswith("numpy.random") for value in named)
@@ -320,7 +322,9 @@ def is_plain_attribute(home: tuple[str, str], name: str, own: Callable[[str], bo
     """
     if not name.isidentifier() or name.startswith("__") or name in TELLING:
         return False
-    return not name.startswith("_") or judge(*home, own=own) is Verdict.VOUCHED
+    if not name.startswith("_") or judge(*home, own=own) is Verdict.VOUCHED:
+        return True
+    return judge(home[0], f"{home[1]}.{name}") is Verdict.HARMLESS  # which is listed by itself
 
 
 def names_in(
