@@ -122,7 +122,7 @@ def test_folders_with_models_are_named_where_the_folder_above_has_none(
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.suffix in (".pt", ".bin", ".ckpt", ".pth"):
             path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(NotFoundError, match=f"no model in .* itself: .* a folder in it that has one: {folders}$"):
+    with pytest.raises(NotFoundError, match=rf"no model in .* itself: .* in the store\): {folders}$"):
         recognize(tmp_path)
 
 

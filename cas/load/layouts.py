@@ -260,10 +260,8 @@ class _Finder:
         if names := _folders_with_models(self._folder):
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing, inside = _listing(self._folder), ", ".join(names[:_MAX_NAMES]) + more
-            message = (
-                f"no model in {self._folder} itself: it holds {listing}; load_from_path() takes a folder in it that"
-            )
-            raise UnrecognizedError(f"{message} has one: {inside}", listing)
+            remedy = f"load_from_path() takes what is in it (in view(), if it is in the store): {inside}"
+            raise UnrecognizedError(f"no model in {self._folder} itself: it holds {listing}; {remedy}", listing)
 
     def torch_states(self) -> Layout | None:
         """What usually lies beside a model, where nothing else does."""
