@@ -533,6 +533,36 @@ def test_plain_values_beside_a_model_are_let_through(tmp_path: Path, protocol: i
     assert load(tmp_path / "scaler.pth").state_dict() == scaler.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore")  # of a part of torch that moves elsewhere
+def test_quantized_modules_are_let_through_and_other_objects_of_c_are_not(tmp_path: Path) -> None:
+    from torch.ao.quantization import float_qparams_weight_only_qconfig, quantize_dynamic
+
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no engine for quantized layers")
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.LSTM(4, 2)).eval()
+    bag = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4)).eval()
+    for model, wanted, kind, x in (
+        (layers, {torch.nn.Linear, torch.nn.LSTM}, torch.qint8, torch.rand(5, 2, 3)),
+        (bag, {torch.nn.EmbeddingBag: float_qparams_weight_only_qconfig}, torch.quint8, torch.tensor([[1, 2]])),
+    ):
+        quantized = quantize_dynamic(model, wanted, dtype=kind)
+        torch.save(quantized, tmp_path / "model.pth")
+        found = load(tmp_path / "model.pth")
+        assert all(map(torch.equal, flat(found(x)), flat(quantized(x))))
+    made = b"ctorch\nScriptObject\n)\x81"
+    for state, refusal in (
+        (b"(K\x01" + string("__torch__.torch.classes.dist_c10d.Store") + b"tb", "holds no weights of a quantized"),
+        (b"(K\x01K\x02tb", "holds no weights of a quantized"),
+        (b"", "holds nothing"),
+    ):
+        with pytest.raises(UnsafeContentError, match=rf"a torch\.ScriptObject that {refusal}"):
+            load(zip_file(tmp_path / "attack.pth", made + state + b"."))
+
+
+def flat(value: Any) -> list[Any]:
+    return [one for part in value for one in flat(part)] if isinstance(value, tuple) else [value]
+
+
 def test_pattern_is_made_of_text_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(UnsafeContentError, match=r"re\._compile what does not belong there"):
         load(zip_file(tmp_path / "model.pth", b"cre\n_compile\n(ccollections\nOrderedDict\n)RK\x00tR."))

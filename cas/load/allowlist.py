@@ -194,7 +194,8 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "numpy.random._pcg64": _words("PCG64 PCG64DXSM"),
     "numpy.dtypes": _words("*"),
     "torch": _words(
-        "Generator Size Tensor abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
+        "Generator ScriptObject Size Tensor"
+        " abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
         " layout log log_softmax logsumexp matmul max mean memory_format min mm mul neg norm ones per_channel_affine"
         " per_channel_symmetric per_tensor_affine per_tensor_symmetric pow prelu relu relu_ rsqrt selu sigmoid sign sin"
         " sinh softmax sqrt square stack sub sum tan tanh tensor threshold where zeros"
@@ -243,7 +244,7 @@ _MAKERS: dict[str, frozenset[str]] = {
     "numpy._core.numeric": _words("_frombuffer"),
     "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
     "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
-    "torch": _words("Generator Size Tensor device"),
+    "torch": _words("Generator ScriptObject Size Tensor device"),
     "torch._C": _words("Generator"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
     "torch.nn.backends.thnn": _words("_get_thnn_function_backend"),
@@ -261,7 +262,7 @@ _CHANGED = {
     "numpy._core.multiarray": _words("_reconstruct"),
     "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
     "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
-    "torch": _words("Generator"),
+    "torch": _words("Generator ScriptObject"),
     "torch._C": _words("Generator"),
 }
 _FILLED = {("builtins", "dict"), ("builtins", "list"), ("builtins", "set")}

@@ -7,6 +7,7 @@ names), and calls nothing. cas/load/policy.py judges what it saw.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
@@ -68,6 +69,8 @@ class _Inert(metaclass=_InertClass):
         """Return what stands for a value of this class."""
         made = object.__new__(cls)
         made.contents = list(contents)
+        if cls.home == _SCRIPT:
+            cls.run.packed.append(made)
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -98,6 +101,8 @@ class _Inert(metaclass=_InertClass):
             self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
         if home == _PARTIAL and not (isinstance(state, tuple) and len(state) == 4 and _may_be_called_later(state[0])):
             raise UnsafeContentError(f"it gives {type(self).label} a value to call")
+        if home == _SCRIPT and not _is_packed(state):
+            raise UnsafeContentError(f"it makes a {type(self).label} that holds no weights of a quantized layer")
 
     def _take(self, *values: Any) -> None:
         kind = type(self)
@@ -165,6 +170,11 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
     return True
 
 
+def _is_packed(state: object) -> bool:
+    """Whether the state of an object of C++ is that of a quantized layer's weights: values, and what they are."""
+    return isinstance(state, tuple) and len(state) == 2 and type(state[1]) is str and bool(_PACKED.fullmatch(state[1]))
+
+
 def _may_be_called_later(value: object) -> bool:
     """Whether a value may be called by whoever uses what was loaded."""
     if isinstance(value, _InertClass):
@@ -193,6 +203,11 @@ _TEXT = ("builtins", "str")
 _PARTIAL = ("functools", "partial")
 _DEFAULTS = ("collections", "defaultdict")
 _OBJECT = ("builtins", "object")
+# An object of C++, by what its state names. Others than the weights of quantized layers can do anything.
+_SCRIPT = ("torch", "ScriptObject")
+_PACKED = re.compile(
+    r"__torch__\.torch\.classes\.(?:quantized\.(?:Linear|Conv[23]d|Embedding)PackedParamsBase|rnn\.CellParamsBase)"
+)
 _BASES = {
     ("builtins", name)
     for name in ("bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str", "tuple")
@@ -233,6 +248,7 @@ class DryUnpickler(pickle.Unpickler):
         self._unknown = {is_own: self._stand_in("", "", own=is_own) for is_own in (False, True)}
         self.names: dict[tuple[str, str], _InertClass] = {}
         self.handed: list[object] = []  # what was given to calls, which may call what is in it, now or later
+        self.packed: list[_Inert] = []  # objects of C++
 
     def find_class(self, module: str, name: str) -> Any:
         """Note a name, and give what stands for it."""
@@ -285,7 +301,13 @@ class DryUnpickler(pickle.Unpickler):
         raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
 
     def finish(self) -> None:
-        """Note the names in what was given to calls: they may be called, whenever they came to be there."""
+        """Note the names in what was given to calls: they may be called, whenever they came to be there.
+
+        Raises:
+            UnsafeContentError: an object of C++ got no state; whoever looks at such a one kills the process.
+        """
+        if any(len(one.contents) == 1 for one in self.packed):
+            raise UnsafeContentError("it makes a torch.ScriptObject that holds nothing")
         waiting, seen = self.handed, set()
         while waiting:
             one = waiting.pop()
