@@ -27,12 +27,13 @@ import builtins
 import io
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
-from cas.errors import ContentError, UnsafeContentError
+from cas.errors import ContentError, NotFoundError, UnsafeContentError
 from cas.load.allowlist import MOVED, Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
 from cas.load.dry_run import Inner, Judged, Name, dry_run, encode, is_plain_attribute
 from cas.load.mending import name_today, receptive
@@ -235,6 +236,11 @@ class _GuardedUnpickler(pickle.Unpickler):
             if module.partition(".")[0] in _NOT_NEEDED:
                 return _absent(module, name)
             raise
+        except AttributeError as error:
+            own = self._sources is not None and self._sources.owns(module)
+            if own or module not in sys.modules or hasattr(sys.modules[module], name.partition(".")[0]):
+                raise  # of what a module does when it is imported
+            raise NotFoundError(f"{self._subject}: needs {module}.{name}, {_why_absent(module)}") from error
 
     def _find_there(self, module: str, name: str) -> Any:
         if self._sources is None:
@@ -266,6 +272,14 @@ class _GuardedUnpickler(pickle.Unpickler):
         if isinstance(value, type):  # the dry run lets nobody call a method of a value
             self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
         return found
+
+
+def _why_absent(module: str) -> str:
+    if module == "__main__":
+        return (
+            "of the script that saved it: define or import it in yours first, or put that script into code/ beside it"
+        )
+    return f"which the {module.partition('.')[0]} that is installed does not have: another version of it wrote this"
 
 
 # Packages whose values lie beside the weights (hyperparameters, callbacks) and are not needed to use them.
