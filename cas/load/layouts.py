@@ -33,6 +33,7 @@ _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _PART = ".distcp"  # of a torch distributed checkpoint
 _SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors", _PART)
 _INDEX = ".index.json"  # says which of several files has which tensor
+KERAS_INDEX = ".weights.json"  # the same of Keras
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
 _ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
@@ -216,7 +217,8 @@ class _Finder:
         """A model or weights of Keras in one file."""
         found = [path for path in self._folder.iterdir() if path.suffix in _KERAS_SUFFIXES and path.is_file()]
         whole = [path for path in found if path.suffix == ".keras"]
-        return self._one(Kind.KERAS_FILE, whole or found, "files of Keras")
+        indexes = [path for path in self._folder.glob(f"*{KERAS_INDEX}") if path.is_file()]
+        return self._one(Kind.KERAS_FILE, whole or indexes or found, "files of Keras")
 
     def tensorflow_weights(self) -> Layout | None:
         """Weights in TensorFlow's own format."""
@@ -283,7 +285,11 @@ class _Finder:
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing = ", ".join(names[:_MAX_NAMES]) + more
             pattern = {Kind.SAVED_MODEL: f"{names[0]}/", Kind.TF_WEIGHTS: f"{names[0]}.*"}.get(kind, names[0])
-            alone = "" if names[0] == "." or names[0].endswith(_INDEX) else f'; or only(include="{pattern}").load()'
+            alone = (
+                ""
+                if names[0] == "." or names[0].endswith((_INDEX, KERAS_INDEX))
+                else f'; or only(include="{pattern}").load()'
+            )
             raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}{alone}")
         return self._layout(kind, next(iter(found))) if found else None
 
@@ -366,6 +372,8 @@ def companions(path: Path) -> list[Path] | None:
         return [*([metadata] if metadata.is_file() else []), *path.parent.glob(f"*{_PART}")]
     if path.suffix == ".index":
         return [path, *_shards(path)]
+    if path.name.endswith(KERAS_INDEX):
+        return [path, *path.parent.glob(f"{glob.escape(path.name.removesuffix(KERAS_INDEX))}_*.weights.h5")]
     if path.name.endswith(_INDEX):
         suffix = Path(path.name.removesuffix(_INDEX)).suffix
         return [path, *(other for other in path.parent.iterdir() if other.suffix == suffix)]
