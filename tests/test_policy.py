@@ -563,6 +563,36 @@ def flat(value: Any) -> list[Any]:
     return [one for part in value for one in flat(part)] if isinstance(value, tuple) else [value]
 
 
+def test_data_loaders_beside_a_model_are_let_through_and_not_made_by_calls(tmp_path: Path) -> None:
+    from torch.utils import data
+
+    rows = data.TensorDataset(torch.arange(8.0))
+    part = data.Subset(data.ConcatDataset([rows, rows]), [1, 3, 9])
+    loaders = [data.DataLoader(part, batch_size=2), data.DataLoader(rows, sampler=data.WeightedRandomSampler([1.0], 3))]
+    torch.save({"model": torch.nn.Linear(1, 1).state_dict(), "loaders": loaders}, tmp_path / "model.pth")
+    check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
+    first, second = load(tmp_path / "model.pth")["loaders"]
+    assert [batch[0].tolist() for batch in first] == [[1.0, 3.0], [1.0]]
+    assert len(list(second)) == 3
+    for called in (
+        b"ctorch.utils.data.dataloader\nDataLoader\n(]tR.",
+        b"ctorch.utils.data.dataloader\nExceptionWrapper\n)R.",
+        b"ctorch.utils.data._utils.collate\ndefault_collate\n(]tR.",
+        b"ctorch.utils.data.datapipes.iter.callable\nMapperIterDataPipe\n)R.",
+        b"ctorch.utils.data.dataset\nrandom_split\n(]tR.",
+    ):
+        with pytest.raises(UnsafeContentError):
+            load(zip_file(tmp_path / "called.pth", called))
+
+
+@pytest.mark.parametrize("module", ["torch.nn.modules.linear", "torch.utils.data.dataset"])
+def test_tensor_under_the_name_of_a_module_that_imports_it_gets_no_state(tmp_path: Path, module: str) -> None:
+    state = b"(\x89Nccollections\nOrderedDict\n)Rt"  # requires_grad, and hooks
+    path = zip_file(tmp_path / "model.pth", b"c" + module.encode() + b"\nTensor\n)\x81" + state + b"b.")
+    with pytest.raises(UnsafeContentError, match=r"it is torch\.Tensor"):
+        load(path)
+
+
 def test_pattern_is_made_of_text_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(UnsafeContentError, match=r"re\._compile what does not belong there"):
         load(zip_file(tmp_path / "model.pth", b"cre\n_compile\n(ccollections\nOrderedDict\n)RK\x00tR."))

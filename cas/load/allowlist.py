@@ -216,6 +216,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
     "torch.serialization": _words("_get_layout"),
     "torch.storage": _words("TypedStorage UntypedStorage"),
+    "torch.utils.data._utils.collate": _words("default_collate"),
     "torch.utils.hooks": _words("BackwardHook RemovableHandle unserializable_hook"),
 }
 _DTYPE = re.compile(
@@ -270,7 +271,15 @@ _MADE_BY_FUNCTIONS = ("numpy.", "pandas.", "scipy.", "sklearn.", "torchvision.",
 _MAKER = re.compile(
     r"newObj|__pyx_unpickle_\w+|_unpickle_(?:block|timestamp)|_(?:nat|timedelta)_unpickle|_new_[A-Z]\w+|_mareconstruct"
 )
-_HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
+_HARMLESS_BELOW = (  # their classes
+    "torch.nn.modules.",
+    "torch.optim.",
+    "torch.distributions.",
+    "torch.utils.data.dataloader",
+    "torch.utils.data.dataset",
+    "torch.utils.data.distributed",
+    "torch.utils.data.sampler",
+)
 
 # Modules of packages that many people have, with other ways to run code, or to read and write files.
 _DANGEROUS = _words(

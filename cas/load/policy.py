@@ -34,7 +34,16 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
 from cas.errors import ContentError, NotFoundError, UnsafeContentError
-from cas.load.allowlist import MOVED, Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
+from cas.load.allowlist import (
+    MOVED,
+    Verdict,
+    has_plain_classes,
+    is_harmless_by_place,
+    judge,
+    makes_again,
+    may_take_attribute,
+    today,
+)
 from cas.load.dry_run import Inner, Judged, Name, dry_run, encode, is_plain_attribute
 from cas.load.mending import name_today, receptive
 from cas.load.nesting import require_shallow
@@ -159,10 +168,18 @@ class Policy:
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
-        by_place = is_harmless_by_place(today(*asked)[0], home, name)
+        place = today(*asked)[0]
+        by_place = is_harmless_by_place(place, home, name)
         at_home = judge(home, name, own=self.owns)
         if judge(*asked, own=self.owns) is Verdict.HARMLESS and not by_place:
             return
+        # The dry run let it have a state, for being a class of that place: a tensor that was imported there is none.
+        if (
+            has_plain_classes(place)
+            and isinstance(value, type)
+            and not (has_plain_classes(home) or self.owns(asked[0]))
+        ):
+            raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
         if at_home is Verdict.DANGEROUS or (at_home is Verdict.VOUCHED and not self.vouched):
             raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
