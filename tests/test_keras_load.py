@@ -364,6 +364,53 @@ def test_weights_of_today_fill_a_model(tf: Any, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def wide(tf: Any, seed: int) -> Any:
+    tf.keras.utils.set_random_seed(seed)
+    layers = [tf.keras.layers.Input((100,)), *(tf.keras.layers.Dense(200) for _ in range(4))]
+    return tf.keras.Sequential(layers)
+
+
+def in_parts(tf: Any, folder: Path) -> Any:
+    model = wide(tf, 1)
+    model.save_weights(folder / "a.weights.json", max_shard_size=0.0003)  # GB
+    assert len(list(folder.glob("a_0000*.weights.h5"))) > 1
+    return model
+
+
+def test_weights_in_several_files_of_keras_fill_a_model(tf: Any, tmp_path: Path) -> None:
+    model = in_parts(tf, tmp_path)
+    for path in (tmp_path, tmp_path / "a.weights.json"):
+        filled = load_path(path, Trust.NEVER, model=wide(tf, 2))
+        pairs = zip(filled.weights, model.weights, strict=True)
+        assert all((found.numpy() == wanted.numpy()).all() for found, wanted in pairs)
+    arrays = load_path(tmp_path, Trust.NEVER)
+    assert len(arrays) == len(model.weights)
+    assert (arrays["layers/dense/vars/0"] == model.weights[0].numpy()).all()
+
+
+def test_index_of_keras_weights_leads_nowhere_else(tf: Any, tmp_path: Path) -> None:
+    import h5py
+
+    in_parts(tf, tmp_path)
+    index = tmp_path / "a.weights.json"
+    described = json.loads(index.read_text())
+    for name in ("../a_00000.weights.h5", "/dev/zero", "a.json", 3):
+        index.write_text(json.dumps({"weight_map": {**described["weight_map"], "/x": [name]}}))
+        with pytest.raises(ContentError, match=r"a\.weights\.json: names a file elsewhere"):
+            load_path(tmp_path, model=wide(tf, 2))
+    index.write_text('{"weight_map": ["a"]}')
+    with pytest.raises(ContentError, match="no index of Keras weights"):
+        load_path(tmp_path)
+    index.write_text(json.dumps(described))
+    with h5py.File(tmp_path / "a_00001.weights.h5", "r+") as file:
+        file["stolen"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+    with pytest.raises(UnsafeContentError, match="its data lie in another file"):
+        load_path(tmp_path, model=wide(tf, 2))
+    (tmp_path / "a_00001.weights.h5").unlink()
+    with pytest.raises(NotFoundError, match=r"a_00001\.weights\.h5, which it names, is not there"):
+        load_path(tmp_path)
+
+
 def test_variables_of_a_module_of_tensorflow_are_filled(tf: Any, tmp_path: Path) -> None:
     class Module(tf.Module):  # type: ignore[misc, name-defined]
         def __init__(self, value: float) -> None:

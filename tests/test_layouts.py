@@ -104,6 +104,35 @@ def test_empty_and_missing_folders_are_said(tmp_path: Path) -> None:
         recognize(tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (("checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt", "runs/a.log"), "checkpoint-500"),
+        (("unet/diffusion_pytorch_model.bin", "vae/x.safetensors", "tokenizer/vocab.txt", "a.json"), "unet, vae"),
+        (("lightning_logs/version_0/checkpoints/a.ckpt",), "lightning_logs/version_0/checkpoints"),
+        (("weights/best.pt", "weights/last.pt", "args.yaml"), "weights"),
+        (("latest", "global_step10/mp_rank_00_model_states.pt", "code/x/model.pth"), "global_step10"),
+        (("pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata", "rng_state_0.pth"), "pytorch_model_fsdp_0"),
+    ],
+)
+def test_folders_with_models_are_named_where_the_folder_above_has_none(
+    tmp_path: Path, names: tuple[str, ...], folders: str
+) -> None:
+    make(tmp_path, *names)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.suffix in (".pt", ".bin", ".ckpt", ".pth"):
+            path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(NotFoundError, match=rf"no model in .* itself: .* in the store\): {folders}$"):
+        recognize(tmp_path)
+
+
+def test_states_of_deepspeeds_optimizers_lie_beside_the_model(tmp_path: Path) -> None:
+    ranks = [f"bf16_zero_pp_rank_{number}_mp_rank_00_optim_states.pt" for number in range(2)]
+    for name in ("mp_rank_00_model_states.pt", *ranks):
+        (tmp_path / name).write_bytes(b"PK\x03\x04")
+    assert recognize(tmp_path).file.name == "mp_rank_00_model_states.pt"
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 

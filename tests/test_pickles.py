@@ -342,3 +342,13 @@ def test_missing_class_is_one_line(folder: Path) -> None:
         with pytest.raises(error) as caught:
             load_folder(folder)
         assert "\n" not in str(caught.value) and "model.pkl" in str(caught.value)
+
+
+def test_what_joblib_wrote_is_said_to_be_so(folder: Path) -> None:
+    joblib = pytest.importorskip("joblib")
+    numpy = pytest.importorskip("numpy")
+    joblib.dump({"coefficients": numpy.arange(6.0)}, folder / "model.pkl")
+    with pytest.raises(ContentError, match=r"model\.pkl: joblib wrote it, in a format that .* \(joblib\.load does\)"):
+        load_folder(folder)
+    joblib.dump({"coefficients": [1.0, 2.0]}, folder / "model.pkl")  # without arrays it is a plain pickle
+    assert load_folder(folder) == {"coefficients": [1.0, 2.0]}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import io
 import pickle
 import pickletools
+import re
 import struct
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
 import zipfile
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ import pytest
 
 from cas.config import Trust
 from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import Verdict, judge
+from cas.load.allowlist import Verdict, judge, makes_again
 from cas.load.dry_run import names_in
 from cas.load.permit import Permit
 from cas.load.policy import Policy
@@ -511,6 +515,98 @@ def test_what_torch_itself_saves_is_let_through(tmp_path: Path) -> None:
     assert isinstance(load(tmp_path / "model.pth"), torch.nn.Sequential)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_plain_values_beside_a_model_are_let_through(tmp_path: Path, protocol: int) -> None:
+    zone = zoneinfo.ZoneInfo("UTC")
+    values = {
+        "saved": datetime.datetime(2024, 5, 1, 12, tzinfo=zone),
+        "zone": zone,
+        "local": time.gmtime(0),
+        "words": re.compile(r"\w+|\d", re.IGNORECASE),
+        "bytes": re.compile(b"[a-z]"),
+    }
+    torch.save(values, tmp_path / "model.pth", pickle_protocol=protocol)
+    check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
+    assert load(tmp_path / "model.pth") == values
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    torch.save(scaler, tmp_path / "scaler.pth", pickle_protocol=protocol)
+    assert load(tmp_path / "scaler.pth").state_dict() == scaler.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore")  # of a part of torch that moves elsewhere
+def test_quantized_modules_are_let_through_and_other_objects_of_c_are_not(tmp_path: Path) -> None:
+    from torch.ao.quantization import float_qparams_weight_only_qconfig, quantize_dynamic
+
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no engine for quantized layers")
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.LSTM(4, 2)).eval()
+    bag = torch.nn.Sequential(torch.nn.EmbeddingBag(10, 4)).eval()
+    for model, wanted, kind, x in (
+        (layers, {torch.nn.Linear, torch.nn.LSTM}, torch.qint8, torch.rand(5, 2, 3)),
+        (bag, {torch.nn.EmbeddingBag: float_qparams_weight_only_qconfig}, torch.quint8, torch.tensor([[1, 2]])),
+    ):
+        quantized = quantize_dynamic(model, wanted, dtype=kind)
+        torch.save(quantized, tmp_path / "model.pth")
+        found = load(tmp_path / "model.pth")
+        assert all(map(torch.equal, flat(found(x)), flat(quantized(x))))
+    made = b"ctorch\nScriptObject\n)\x81"
+    for state, refusal in (
+        (b"(K\x01" + string("__torch__.torch.classes.dist_c10d.Store") + b"tb", "holds no weights of a quantized"),
+        (b"(K\x01K\x02tb", "holds no weights of a quantized"),
+        (b"", "holds nothing"),
+    ):
+        with pytest.raises(UnsafeContentError, match=rf"a torch\.ScriptObject that {refusal}"):
+            load(zip_file(tmp_path / "attack.pth", made + state + b"."))
+
+
+def flat(value: Any) -> list[Any]:
+    return [one for part in value for one in flat(part)] if isinstance(value, tuple) else [value]
+
+
+def test_data_loaders_beside_a_model_are_let_through_and_not_made_by_calls(tmp_path: Path) -> None:
+    from torch.utils import data
+
+    rows = data.TensorDataset(torch.arange(8.0))
+    part = data.Subset(data.ConcatDataset([rows, rows]), [1, 3, 9])
+    loaders = [data.DataLoader(part, batch_size=2), data.DataLoader(rows, sampler=data.WeightedRandomSampler([1.0], 3))]
+    torch.save({"model": torch.nn.Linear(1, 1).state_dict(), "loaders": loaders}, tmp_path / "model.pth")
+    check_torch_file(tmp_path / "model.pth", Policy(vouched=False))
+    first, second = load(tmp_path / "model.pth")["loaders"]
+    assert [batch[0].tolist() for batch in first] == [[1.0, 3.0], [1.0]]
+    assert len(list(second)) == 3
+    for called in (
+        b"ctorch.utils.data.dataloader\nDataLoader\n(]tR.",
+        b"ctorch.utils.data.dataloader\nExceptionWrapper\n)R.",
+        b"ctorch.utils.data._utils.collate\ndefault_collate\n(]tR.",
+        b"ctorch.utils.data.datapipes.iter.callable\nMapperIterDataPipe\n)R.",
+        b"ctorch.utils.data.dataset\nrandom_split\n(]tR.",
+    ):
+        with pytest.raises(UnsafeContentError):
+            load(zip_file(tmp_path / "called.pth", called))
+
+
+@pytest.mark.parametrize("module", ["torch.nn.modules.linear", "torch.utils.data.dataset"])
+def test_tensor_under_the_name_of_a_module_that_imports_it_gets_no_state(tmp_path: Path, module: str) -> None:
+    state = b"(\x89Nccollections\nOrderedDict\n)Rt"  # requires_grad, and hooks
+    path = zip_file(tmp_path / "model.pth", b"c" + module.encode() + b"\nTensor\n)\x81" + state + b"b.")
+    with pytest.raises(UnsafeContentError, match=r"it is torch\.Tensor"):
+        load(path)
+
+
+def test_pattern_is_made_of_text_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeContentError, match=r"re\._compile what does not belong there"):
+        load(zip_file(tmp_path / "model.pth", b"cre\n_compile\n(ccollections\nOrderedDict\n)RK\x00tR."))
+    with pytest.raises(UnsafeContentError, match=r"re\.compile"):
+        load(zip_file(tmp_path / "model.pth", b"cre\ncompile\n(X\x01\x00\x00\x00atR."))
+
+
+def test_times_of_pandas_are_made_by_functions_that_may_be_called() -> None:
+    assert makes_again("pandas._libs.tslibs.timestamps", "_unpickle_timestamp")
+    assert makes_again("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle")
+    assert makes_again("pandas._libs.tslibs.nattype", "_nat_unpickle")
+    assert not makes_again("pandas._libs.tslibs.timestamps", "_unpickle_anything")
+
+
 def test_functions_of_torch_in_a_module_are_let_through(tmp_path: Path) -> None:
     model = torch.nn.TransformerEncoderLayer(4, 2, 8, activation=torch.nn.functional.gelu)
     model.extra = torch.tanh
@@ -570,6 +666,42 @@ def test_own_code_may_call_its_functions_and_values(tmp_path: Path) -> None:
     )
     data = b"cmodel_def\nmake\n)R0cmodel_def\nScale\n)R(K\x03tR."
     assert read_file(zip_file(tmp_path / "a.pth", data), Reading(Permit(), sources_of(code))) == 6
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_private_methods_that_a_module_keeps_as_hooks_are_let_through(tmp_path: Path, protocol: int) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model_def.py").write_text("""
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self._register_load_state_dict_pre_hook(self._rename)
+        self.layer.register_forward_hook(self._double)
+        self.after, self.plain = self._negate, Net._identity
+    def _rename(self, state, prefix, *_):
+        state[prefix + "layer.weight"] = state.pop(prefix + "old.weight")
+    def _double(self, layer, inputs, output):
+        return 2 * output
+    def _negate(self, x):
+        return -x
+    @staticmethod
+    def _identity(x):
+        return x
+    def forward(self, x):
+        return self.plain(self.after(self.layer(x)))
+""")
+    script = "import torch; from model_def import Net; torch.save(Net(), '../model.pth', pickle_protocol={})"
+    subprocess.run([sys.executable, "-c", script.format(protocol)], check=True, cwd=code)
+    model = read_file(tmp_path / "model.pth", Reading(Permit(), sources_of(code)))
+    model.load_state_dict({"old.weight": torch.eye(2), "layer.bias": torch.zeros(2)})
+    assert torch.equal(model(torch.ones(2)), torch.tensor([-2.0, -2.0]))
+    for attribute in ("__init__", "_apply"):  # of torch's own class, and not of what somebody vouches for
+        taken = b"cbuiltins\ngetattr\n(ctorch.nn.modules.linear\nLinear\n)R" + string(attribute) + b"tR."
+        with pytest.raises(UnsafeContentError, match=f"takes the attribute '{attribute}'"):
+            load(zip_file(tmp_path / "taken.pth", taken))
 
 
 def test_trust_never_loads_weights_and_nothing_else(tmp_path: Path, trace: Path) -> None:

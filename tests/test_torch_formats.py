@@ -302,6 +302,53 @@ def test_lightning_checkpoint_gives_its_state_dict_and_says_what_else_is_in_it(
     assert torch.equal(output(load_path(tmp_path, model=net())), output(saved))  # whose names have no `model.`
 
 
+def test_model_beside_hyperparameters_that_are_modules_is_said_to_be_weights(
+    saved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hyper = {"activation": torch.nn.ReLU(), "lr": 0.1}
+    content = {"pytorch-lightning_version": "2.6.6", "state_dict": saved.state_dict(), "hyper_parameters": hyper}
+    torch.save(content, tmp_path / "last.ckpt")
+    found = load_path(tmp_path, only="model")
+    assert found.keys() == saved.state_dict().keys()
+    assert "last.ckpt holds weights and no code" in caplog.text and "torch modules" not in caplog.text
+    caplog.clear()
+    torch.save((saved, {"lr": 0.1}), tmp_path / "last.ckpt")
+    assert isinstance(load_path(tmp_path), tuple)
+    assert "last.ckpt holds a torch module: this returns what is in it, a tuple" in caplog.text
+
+
+def test_class_of_the_script_that_saved_it_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (tmp_path / "train.py").write_text(
+        "import torch\nclass Scale(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
+        "if __name__ == '__main__':\n    torch.save(Scale(), 'saved/model.pt')\n"
+    )
+    subprocess.run([sys.executable, "train.py"], check=True, cwd=tmp_path)
+    with pytest.raises(
+        NotFoundError, match=r"model\.pt: needs __main__\.Scale, of the script .* into code/ beside it$"
+    ):
+        load_path(folder)
+    (folder / "code").mkdir()
+    (tmp_path / "train.py").rename(folder / "code" / "train.py")  # which helps
+    assert load_path(folder)(3) == 6
+
+
+def test_class_that_another_version_of_a_package_had_is_named(tmp_path: Path) -> None:
+    class Gone(torch.nn.Module):
+        pass
+
+    Gone.__module__, Gone.__qualname__ = "safetensors.torch", "Gone"
+    module = pytest.importorskip("safetensors.torch")
+    module.Gone = Gone
+    try:
+        torch.save(Gone(), tmp_path / "model.pt")
+    finally:
+        del module.Gone
+    with pytest.raises(NotFoundError, match=r"needs safetensors\.torch\.Gone, which the safetensors that is installed"):
+        load_path(tmp_path)
+
+
 @pytest.mark.parametrize("module", ["pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"])
 def test_lightning_checkpoint_loads_where_lightning_is_not_installed(saved: Any, tmp_path: Path, module: str) -> None:
     # What its hyperparameters are: a dict of Lightning's own, written here in a process that has such a class.

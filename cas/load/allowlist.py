@@ -100,6 +100,8 @@ def makes_again(module: str, name: str) -> bool:
 
 
 def _is_harmless(module: str, name: str) -> bool:
+    if "." in name and name in _HARMLESS.get(module, frozenset()):
+        return True
     if "." in name:  # the operations of torch, which are attributes of one class
         outer, _, inner = name.partition(".")
         return module == "torch._C" and outer == "_VariableFunctionsClass" and inner in _HARMLESS["torch"]
@@ -174,10 +176,12 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "_operator": _OPERATORS,
     "pathlib": _words("Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"),
     "random": _words("Random"),
+    "re": _words("_compile"),  # how a pattern is pickled: its text and flags, which nothing is matched with
+    "time": _words("struct_time"),
     "types": _words("SimpleNamespace"),
     "typing": _words("Any Callable Dict List Optional Set Tuple Union"),
     "uuid": _words("SafeUUID UUID"),
-    "zoneinfo": _words("ZoneInfo"),
+    "zoneinfo": _words("ZoneInfo ZoneInfo._unpickle"),  # the one that the class itself would make of a zone's name
     "numpy": _words("bool_ dtype float16 float32 float64 int16 int32 int64 int8 ndarray uint16 uint32 uint64 uint8"),
     "numpy.core.multiarray": _words("_reconstruct scalar"),
     "numpy._core.multiarray": _words("_reconstruct scalar"),
@@ -190,7 +194,8 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "numpy.random._pcg64": _words("PCG64 PCG64DXSM"),
     "numpy.dtypes": _words("*"),
     "torch": _words(
-        "Generator Size Tensor abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
+        "Generator ScriptObject Size Tensor"
+        " abs add bmm cat celu clamp cos device div dtype einsum elu erf exp gelu hardshrink"
         " layout log log_softmax logsumexp matmul max mean memory_format min mm mul neg norm ones per_channel_affine"
         " per_channel_symmetric per_tensor_affine per_tensor_symmetric pow prelu relu relu_ rsqrt selu sigmoid sign sin"
         " sinh softmax sqrt square stack sub sum tan tanh tensor threshold where zeros"
@@ -198,6 +203,8 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "torch._C": _words("Generator _VariableFunctionsClass"),
     "torch._C._nn": _words("*"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
+    "torch.amp.grad_scaler": _words("_refresh_per_optimizer_state"),  # makes a dict: a scaler's default
+    "torch.cuda.amp.grad_scaler": _words("_refresh_per_optimizer_state"),
     "torch.distributed._shard.sharded_tensor.metadata": _words("MEM_FORMAT_ENCODING TensorProperties"),
     "torch.distributed.checkpoint.filesystem": _words("_StorageInfo _StoragePrefix"),
     "torch.distributed.checkpoint.metadata": _words(
@@ -209,6 +216,7 @@ _HARMLESS: dict[str, frozenset[str]] = {
     "torch.nn.parameter": _words("Buffer Parameter UninitializedBuffer UninitializedParameter"),
     "torch.serialization": _words("_get_layout"),
     "torch.storage": _words("TypedStorage UntypedStorage"),
+    "torch.utils.data._utils.collate": _words("default_collate"),
     "torch.utils.hooks": _words("BackwardHook RemovableHandle unserializable_hook"),
 }
 _DTYPE = re.compile(
@@ -227,6 +235,9 @@ _MAKERS: dict[str, frozenset[str]] = {
     "logging": _words("getLogger"),
     "operator": _words("itemgetter"),
     "_operator": _words("itemgetter"),
+    "re": _words("_compile"),
+    "time": _words("struct_time"),
+    "zoneinfo": _words("ZoneInfo._unpickle"),
     "numpy": _words("dtype ndarray"),
     "numpy.core.multiarray": _words("_reconstruct scalar"),
     "numpy._core.multiarray": _words("_reconstruct scalar"),
@@ -234,7 +245,7 @@ _MAKERS: dict[str, frozenset[str]] = {
     "numpy._core.numeric": _words("_frombuffer"),
     "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
     "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
-    "torch": _words("Generator Size Tensor device"),
+    "torch": _words("Generator ScriptObject Size Tensor device"),
     "torch._C": _words("Generator"),
     "torch._tensor": _words("_rebuild_from_type_v2"),
     "torch.nn.backends.thnn": _words("_get_thnn_function_backend"),
@@ -252,13 +263,23 @@ _CHANGED = {
     "numpy._core.multiarray": _words("_reconstruct"),
     "numpy.random.bit_generator": _words("__pyx_unpickle_SeedSequence"),
     "numpy.random._pickle": _words("__bit_generator_ctor __generator_ctor __randomstate_ctor"),
-    "torch": _words("Generator"),
+    "torch": _words("Generator ScriptObject"),
     "torch._C": _words("Generator"),
 }
 _FILLED = {("builtins", "dict"), ("builtins", "list"), ("builtins", "set")}
 _MADE_BY_FUNCTIONS = ("numpy.", "pandas.", "scipy.", "sklearn.", "torchvision.", "xgboost.", "lightgbm.", "catboost.")
-_MAKER = re.compile(r"newObj|__pyx_unpickle_\w+|_unpickle_block|_new_[A-Z]\w+|_mareconstruct")
-_HARMLESS_BELOW = ("torch.nn.modules.", "torch.optim.", "torch.distributions.")  # their classes
+_MAKER = re.compile(
+    r"newObj|__pyx_unpickle_\w+|_unpickle_(?:block|timestamp)|_(?:nat|timedelta)_unpickle|_new_[A-Z]\w+|_mareconstruct"
+)
+_HARMLESS_BELOW = (  # their classes
+    "torch.nn.modules.",
+    "torch.optim.",
+    "torch.distributions.",
+    "torch.utils.data.dataloader",
+    "torch.utils.data.dataset",
+    "torch.utils.data.distributed",
+    "torch.utils.data.sampler",
+)
 
 # Modules of packages that many people have, with other ways to run code, or to read and write files.
 _DANGEROUS = _words(

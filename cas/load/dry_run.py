@@ -7,6 +7,7 @@ names), and calls nothing. cas/load/policy.py judges what it saw.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
@@ -68,6 +69,8 @@ class _Inert(metaclass=_InertClass):
         """Return what stands for a value of this class."""
         made = object.__new__(cls)
         made.contents = list(contents)
+        if cls.home == _SCRIPT:
+            cls.run.packed.append(made)
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -98,6 +101,8 @@ class _Inert(metaclass=_InertClass):
             self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
         if home == _PARTIAL and not (isinstance(state, tuple) and len(state) == 4 and _may_be_called_later(state[0])):
             raise UnsafeContentError(f"it gives {type(self).label} a value to call")
+        if home == _SCRIPT and not _is_packed(state):
+            raise UnsafeContentError(f"it makes a {type(self).label} that holds no weights of a quantized layer")
 
     def _take(self, *values: Any) -> None:
         kind = type(self)
@@ -157,10 +162,17 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
     """Whether arguments are of the kind that pickles give where others would be called, or looked up."""
     if home[1] == "itemgetter":
         return all(isinstance(value, int | str) for value in values)
+    if home == ("re", "_compile"):
+        return all(isinstance(value, int | str | bytes) for value in values)
     if home[0].startswith("numpy.random"):  # calls what makes its generator
         named = [value for value in values if isinstance(value, _InertClass)]
         return all(value.names[0].startswith("numpy.random") for value in named)
     return True
+
+
+def _is_packed(state: object) -> bool:
+    """Whether the state of an object of C++ is that of a quantized layer's weights: values, and what they are."""
+    return isinstance(state, tuple) and len(state) == 2 and type(state[1]) is str and bool(_PACKED.fullmatch(state[1]))
 
 
 def _may_be_called_later(value: object) -> bool:
@@ -191,6 +203,11 @@ _TEXT = ("builtins", "str")
 _PARTIAL = ("functools", "partial")
 _DEFAULTS = ("collections", "defaultdict")
 _OBJECT = ("builtins", "object")
+# An object of C++, by what its state names. Others than the weights of quantized layers can do anything.
+_SCRIPT = ("torch", "ScriptObject")
+_PACKED = re.compile(
+    r"__torch__\.torch\.classes\.(?:quantized\.(?:Linear|Conv[23]d|Embedding)PackedParamsBase|rnn\.CellParamsBase)"
+)
 _BASES = {
     ("builtins", name)
     for name in ("bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str", "tuple")
@@ -231,6 +248,7 @@ class DryUnpickler(pickle.Unpickler):
         self._unknown = {is_own: self._stand_in("", "", own=is_own) for is_own in (False, True)}
         self.names: dict[tuple[str, str], _InertClass] = {}
         self.handed: list[object] = []  # what was given to calls, which may call what is in it, now or later
+        self.packed: list[_Inert] = []  # objects of C++
 
     def find_class(self, module: str, name: str) -> Any:
         """Note a name, and give what stands for it."""
@@ -273,16 +291,23 @@ class DryUnpickler(pickle.Unpickler):
 
     def _getattr(self, value: object, name: object) -> Any:
         """How protocols before 4 name a nested class or a method."""
-        if isinstance(name, str) and is_plain_attribute(name):
+        kind: type = value if isinstance(value, _InertClass) else type(value)
+        if isinstance(kind, _InertClass) and isinstance(name, str) and is_plain_attribute(kind.names, name, self._own):
             if isinstance(value, _InertClass) and value.names[0]:
                 module, outer = value.names
                 return self._note(module, f"{outer}.{name}")
-            if isinstance(value, _Inert) and may_take_attribute(*type(value).names, own=self._own):
+            if isinstance(value, _Inert) and may_take_attribute(*kind.names, own=self._own):
                 return self.unknown(value)
         raise UnsafeContentError(f"it takes the attribute {str(name)[:80]!r} of a value")
 
     def finish(self) -> None:
-        """Note the names in what was given to calls: they may be called, whenever they came to be there."""
+        """Note the names in what was given to calls: they may be called, whenever they came to be there.
+
+        Raises:
+            UnsafeContentError: an object of C++ got no state; whoever looks at such a one kills the process.
+        """
+        if any(len(one.contents) == 1 for one in self.packed):
+            raise UnsafeContentError("it makes a torch.ScriptObject that holds nothing")
         waiting, seen = self.handed, set()
         while waiting:
             one = waiting.pop()
@@ -312,9 +337,16 @@ def encode(text: object, encoding: object = "latin1") -> bytes:
 _ENCODE = ("_codecs", "encode")
 
 
-def is_plain_attribute(name: str) -> bool:
-    """Whether an attribute of this name leads to no inner parts of Python."""
-    return name.isidentifier() and not name.startswith("_") and name not in TELLING
+def is_plain_attribute(home: tuple[str, str], name: str, own: Callable[[str], bool]) -> bool:
+    """Whether an attribute of this name, of a class or its values, leads to no inner parts of Python.
+
+    With one underscore, of code that somebody vouches for: the hooks of a module are mostly private methods of it.
+    """
+    if not name.isidentifier() or name.startswith("__") or name in TELLING:
+        return False
+    if not name.startswith("_") or judge(*home, own=own) is Verdict.VOUCHED:
+        return True
+    return judge(home[0], f"{home[1]}.{name}") is Verdict.HARMLESS  # which is listed by itself
 
 
 def names_in(
@@ -357,6 +389,8 @@ def dry_run(
         found = _worst(unpickler.names, own)
         if found is None:
             raise ContentError(f"not a pickle that can be read to its end: {error}") from error
+        if found.startswith("joblib.numpy_pickle."):  # arrays lie between its opcodes: trust would not help
+            raise ContentError("joblib wrote it, in a format that cas does not load (joblib.load does)") from error
         raise UnsafeContentError(f"it names {found}, and is not a pickle that can be followed to its end") from error
     return unpickler, value
 

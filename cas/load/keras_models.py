@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from cas.errors import CasError, ContentError, NotFoundError, UnsafeContentError
 from cas.load.keras_config import Judge, config_of_archive, configs_of_h5, require_h5py, version_of
 from cas.load.keras_old import OLD_OBJECTS, in_old_sense, in_todays_words, with_homes
 from cas.load.keras_optimizers import old_optimizers
-from cas.load.layouts import Kind, Layout
+from cas.load.layouts import KERAS_INDEX, Kind, Layout
 from cas.load.options import Options
 from cas.load.permit import Permit
 from cas.load.saved_models import require_tensorflow
@@ -25,6 +27,7 @@ log = logging.getLogger("cas.load")
 
 _LOADING = ("custom_objects", "compile", "safe_mode")  # arguments of keras.models.load_model
 _FILLING = ("skip_mismatch", "by_name")  # of model.load_weights
+_MAX_INDEX = 64 << 20  # bytes of a file that says which file has which weights
 _OF_KERAS = (
     ValueError,
     TypeError,
@@ -70,7 +73,11 @@ def load_keras(
 
 
 def _configs(path: Path) -> list[Any]:
-    """Return what a file describes: the model, and what it was trained with."""
+    """Return what a file describes: the model, and what it was trained with. Weights in several files describe none."""
+    if path.name.endswith(KERAS_INDEX):
+        for part in _parts(path):
+            _ = configs_of_h5(part)  # that its data lie in itself
+        return []
     if path.suffix != ".keras":
         return configs_of_h5(path)
     config = config_of_archive(path)
@@ -208,9 +215,10 @@ def _load_trial(layout: Layout, sources: Sources | None, options: Options, permi
 
 def _fill(model: Any, layout: Layout, options: Options, builder: str, *, may_wait: bool = False) -> Any:
     said = {name: options.loader[name] for name in _FILLING if name in options.loader}
-    if layout.file.suffix not in (".h5", ".hdf5", ".keras"):
+    is_index = layout.file.name.endswith(KERAS_INDEX)
+    if layout.file.suffix not in (".h5", ".hdf5", ".keras") and not is_index:
         return fill_from_tensorflow(model, layout.file, builder, said, may_wait=may_wait)
-    _ = configs_of_h5(layout.file)  # that its data lie in itself
+    _ = _configs(layout.file) if is_index else configs_of_h5(layout.file)  # that its data lie in itself
     try:
         model.load_weights(str(layout.file), **said)
     except (ValueError, OSError, TypeError, KeyError) as error:
@@ -222,8 +230,31 @@ def _fill(model: Any, layout: Layout, options: Options, builder: str, *, may_wai
     return model
 
 
+def _parts(index: Path) -> list[Path]:
+    """Return the files that an index of Keras weights names, each looked for.
+
+    Raises:
+        ContentError: it is no such index, or names a file elsewhere.
+        NotFoundError: a file that it names is not there.
+    """
+    try:
+        with open(index, "rb") as file:
+            where = json.loads(file.read(_MAX_INDEX))["weight_map"].values()
+        names = {name for one in where for name in ([one] if isinstance(one, str) else one)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ContentError(f"{index}: no index of Keras weights: {_line(error)}") from error
+    for name in names:
+        if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".weights.h5"):  # noqa: PTH119
+            raise ContentError(f"{index}: names a file elsewhere: {name!r:.100}")
+        if not (index.parent / name).is_file():
+            raise NotFoundError(f"{index}: {name}, which it names, is not there")
+    return [index.parent / name for name in sorted(names)]
+
+
 def _arrays(path: Path) -> dict[str, Any]:
-    """Return the weights in a file, or in TensorFlow's files, as arrays of numpy by name."""
+    """Return the weights in a file, in several, or in TensorFlow's files, as arrays of numpy by name."""
+    if path.name.endswith(KERAS_INDEX):
+        return {name: value for part in _parts(path) for name, value in _arrays(part).items()}
     if path.suffix not in (".h5", ".hdf5"):
         return read_tensorflow(path)
     h5py = require_h5py()

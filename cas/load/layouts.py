@@ -26,12 +26,14 @@ _PICKLE_SUFFIXES = (".pkl", ".pickle", ".cloudpickle")
 # What trainers save beside the weights; none of it is a model, unless it is all there is.
 _STATES_BESIDE = re.compile(
     r"trial_state|random_states|rng_state|optim|scheduler|scaler|sampler|training_args|custom_checkpoint|callback"
+    r"|\w+_optim_states\."  # DeepSpeed's
 )
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # what files of torch before 1.6 begin with
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _PART = ".distcp"  # of a torch distributed checkpoint
 _SUFFIXES = (*_TORCH_ENDS, *_KERAS_SUFFIXES, ".safetensors", _PART)
 _INDEX = ".index.json"  # says which of several files has which tensor
+KERAS_INDEX = ".weights.json"  # the same of Keras
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = ("pytorch_model.bin",)  # what counts where other files of torch (an optimizer's) lie beside it
 _ENTRYPOINT = re.compile(r"(?:^|\s)([\w.]+:[\w.]+)$")  # a trial class, also behind a launcher's words
@@ -41,6 +43,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON = 64 << 20  # bytes; a larger metadata.json is none
 _MAX_NAMES = 8  # of what was found, in a message
 _MAX_LOOKED_AT = 100_000  # files of a folder that are looked at for a SavedModel
+_MAX_FOLDERS = 100  # that are looked at for the sake of a message
+_MAX_DEPTH = 3  # of these: lightning_logs/version_0/checkpoints
 
 
 class Kind(StrEnum):
@@ -97,7 +101,7 @@ def recognize(folder: Path, metadata: Mapping[str, Any] | None = None) -> Layout
     loaded = _read_json(folder / "load_data.json")
     code = folder / "code" if (folder / "code").is_dir() else None
     find = _Finder(folder, code, known, loaded)
-    for rule in find.rules():
+    for rule in (*find.rules(), *find.last_rules()):
         if (found := rule()) is not None:
             _require_fetched(found.file)
             return found
@@ -128,7 +132,11 @@ class _Finder:
         """The rules, in the order in which they are tried."""
         yield from (self.torch_module, self.torch_state_dict, self.keras_trial, self.keras_callback, self.saved_model)
         yield from (self.safetensors, self.torch_parts, self.distributed, self.torch_file, self.keras_file)
-        yield from (self.tensorflow_weights, self.plain_pickle, self.lone_file, self.torch_states)
+        yield from (self.tensorflow_weights, self.plain_pickle)
+
+    def last_rules(self) -> Iterator[Callable[[], Layout | None]]:
+        """What is tried where no name tells a model."""
+        yield from (self.lone_file, self.models_below, self.torch_states)
 
     def _layout(self, kind: Kind, file: Path) -> Layout:
         layout = Layout(kind, self._folder, file, self._code, self._entrypoint, self._hparams, self._config)
@@ -209,7 +217,8 @@ class _Finder:
         """A model or weights of Keras in one file."""
         found = [path for path in self._folder.iterdir() if path.suffix in _KERAS_SUFFIXES and path.is_file()]
         whole = [path for path in found if path.suffix == ".keras"]
-        return self._one(Kind.KERAS_FILE, whole or found, "files of Keras")
+        indexes = [path for path in self._folder.glob(f"*{KERAS_INDEX}") if path.is_file()]
+        return self._one(Kind.KERAS_FILE, whole or indexes or found, "files of Keras")
 
     def tensorflow_weights(self) -> Layout | None:
         """Weights in TensorFlow's own format."""
@@ -244,6 +253,18 @@ class _Finder:
             return self._layout(Kind.PICKLE, found[0])
         return self._layout(Kind.KERAS_FILE, found[0]) if _start(found[0])[:8] == _HDF5 else None
 
+    def models_below(self) -> None:
+        """Name the folders with models, where this one has none: what is beside them is no model either.
+
+        Raises:
+            UnrecognizedError: there are such folders.
+        """
+        if names := _folders_with_models(self._folder):
+            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+            listing, inside = _listing(self._folder), ", ".join(names[:_MAX_NAMES]) + more
+            remedy = f"load_from_path() takes what is in it (in view(), if it is in the store): {inside}"
+            raise UnrecognizedError(f"no model in {self._folder} itself: it holds {listing}; {remedy}", listing)
+
     def torch_states(self) -> Layout | None:
         """What usually lies beside a model, where nothing else does."""
         found = [path for path in self._folder.iterdir() if path.name.endswith(_TORCH_ENDS) and _is_torch(path)]
@@ -264,7 +285,11 @@ class _Finder:
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing = ", ".join(names[:_MAX_NAMES]) + more
             pattern = {Kind.SAVED_MODEL: f"{names[0]}/", Kind.TF_WEIGHTS: f"{names[0]}.*"}.get(kind, names[0])
-            alone = "" if names[0] == "." or names[0].endswith(_INDEX) else f'; or only(include="{pattern}").load()'
+            alone = (
+                ""
+                if names[0] == "." or names[0].endswith((_INDEX, KERAS_INDEX))
+                else f'; or only(include="{pattern}").load()'
+            )
             raise ContentError(f"{self._folder} holds {len(names)} {what} ({listing}); {remedy}{alone}")
         return self._layout(kind, next(iter(found))) if found else None
 
@@ -347,6 +372,8 @@ def companions(path: Path) -> list[Path] | None:
         return [*([metadata] if metadata.is_file() else []), *path.parent.glob(f"*{_PART}")]
     if path.suffix == ".index":
         return [path, *_shards(path)]
+    if path.name.endswith(KERAS_INDEX):
+        return [path, *path.parent.glob(f"{glob.escape(path.name.removesuffix(KERAS_INDEX))}_*.weights.h5")]
     if path.name.endswith(_INDEX):
         suffix = Path(path.name.removesuffix(_INDEX)).suffix
         return [path, *(other for other in path.parent.iterdir() if other.suffix == suffix)]
@@ -397,6 +424,27 @@ def _walk(folder: Path) -> Iterator[str]:
             if count > _MAX_LOOKED_AT:
                 return
             yield f"{root}/{name}"
+
+
+def _folders_with_models(folder: Path) -> list[str]:
+    """Return the paths, within a folder, of those in it that have a model or several."""
+    found: list[str] = []
+    waiting = [(folder, 0)]
+    for inner, depth in waiting:  # which grows meanwhile
+        if depth and _has_model(inner):
+            found.append(str(inner.relative_to(folder)))
+        elif depth < _MAX_DEPTH:
+            folders = sorted(path for path in inner.iterdir() if path.is_dir() and path.name != "code")
+            waiting += [(path, depth + 1) for path in folders[: _MAX_FOLDERS - len(waiting)]]
+    models = [name for name in found if not _STATES_BESIDE.match(os.path.basename(name))]  # noqa: PTH119
+    return models or found
+
+
+def _has_model(folder: Path) -> bool:
+    try:
+        return any(rule() is not None for rule in _Finder(folder, None, {}, {}).rules())
+    except ContentError:  # several
+        return True
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -27,13 +27,23 @@ import builtins
 import io
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import IO, Any
 
-from cas.errors import ContentError, UnsafeContentError
-from cas.load.allowlist import MOVED, Verdict, is_harmless_by_place, judge, makes_again, may_take_attribute, today
+from cas.errors import ContentError, NotFoundError, UnsafeContentError
+from cas.load.allowlist import (
+    MOVED,
+    Verdict,
+    has_plain_classes,
+    is_harmless_by_place,
+    judge,
+    makes_again,
+    may_take_attribute,
+    today,
+)
 from cas.load.dry_run import Inner, Judged, Name, dry_run, encode, is_plain_attribute
 from cas.load.mending import name_today, receptive
 from cas.load.nesting import require_shallow
@@ -158,10 +168,18 @@ class Policy:
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
-        by_place = is_harmless_by_place(today(*asked)[0], home, name)
+        place = today(*asked)[0]
+        by_place = is_harmless_by_place(place, home, name)
         at_home = judge(home, name, own=self.owns)
         if judge(*asked, own=self.owns) is Verdict.HARMLESS and not by_place:
             return
+        # The dry run let it have a state, for being a class of that place: a tensor that was imported there is none.
+        if (
+            has_plain_classes(place)
+            and isinstance(value, type)
+            and not (has_plain_classes(home) or self.owns(asked[0]))
+        ):
+            raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
         if at_home is Verdict.DANGEROUS or (at_home is Verdict.VOUCHED and not self.vouched):
             raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
 
@@ -235,6 +253,11 @@ class _GuardedUnpickler(pickle.Unpickler):
             if module.partition(".")[0] in _NOT_NEEDED:
                 return _absent(module, name)
             raise
+        except AttributeError as error:
+            own = self._sources is not None and self._sources.owns(module)
+            if own or module not in sys.modules or hasattr(sys.modules[module], name.partition(".")[0]):
+                raise  # of what a module does when it is imported
+            raise NotFoundError(f"{self._subject}: needs {module}.{name}, {_why_absent(module)}") from error
 
     def _find_there(self, module: str, name: str) -> Any:
         if self._sources is None:
@@ -254,7 +277,7 @@ class _GuardedUnpickler(pickle.Unpickler):
         own = self._policy.owns
         home = value if isinstance(value, type) else type(value)
         pair = (home.__module__, home.__qualname__)
-        if not is_plain_attribute(name):
+        if not is_plain_attribute(pair, name, own):
             allowed = False
         elif isinstance(value, type):
             allowed = judge(pair[0], f"{pair[1]}.{name}", own=own) is not Verdict.DANGEROUS
@@ -266,6 +289,14 @@ class _GuardedUnpickler(pickle.Unpickler):
         if isinstance(value, type):  # the dry run lets nobody call a method of a value
             self._policy.require_value(self._subject, (pair[0], f"{pair[1]}.{name}"), found)
         return found
+
+
+def _why_absent(module: str) -> str:
+    if module == "__main__":
+        return (
+            "of the script that saved it: define or import it in yours first, or put that script into code/ beside it"
+        )
+    return f"which the {module.partition('.')[0]} that is installed does not have: another version of it wrote this"
 
 
 # Packages whose values lie beside the weights (hyperparameters, callbacks) and are not needed to use them.

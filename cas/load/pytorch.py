@@ -152,13 +152,15 @@ def _weights(
             raise untold(subject, found, models)
         own = states if reading.mapped or modules else copy.deepcopy(states)  # of a user's file, nothing stays mapped
         found = own[0] if len(own) == 1 else own
+        modules = _mended(found)  # not those beside it, such as hyperparameters that are modules
     elif isinstance(found, Mapping) and _LIGHTNING in found and states:
         rest = ", ".join(sorted(str(key) for key in found.keys() - {"state_dict"}))
         log.warning("%s: of what Lightning saved, this returns the state dict; also in the file: %s", name, rest)
         return states[0]
     if modules:
         what = f"dict of {names_of(found)}" if isinstance(found, Mapping) else type(found).__name__
-        log.warning("%s holds %d torch modules: this returns what is in it, a %s", name, len(modules), what)
+        count = f"{len(modules)} torch modules" if len(modules) > 1 else "a torch module"
+        log.warning("%s holds %s: this returns what is in it, a %s", name, count, what)
         return found
     if not isinstance(found, Mapping):
         log.warning("%s holds no torch module and no weights by name: this returns the %s", name, type(found).__name__)
