@@ -52,7 +52,9 @@ class _Inert(metaclass=_InertClass):
     """Stands for a value: takes what an unpickler does with it, does nothing, and keeps what was put into it."""
 
     contents: list[object]
+    is_whole: bool = False  # it has its state, which is the last thing that a pickle gives to a value
     array_type: dtypes.ArrayType | None = None  # of a numpy.dtype
+    step: int = 0  # when it was made
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         if cls.home == _TEXT and [type(one) for one in arguments] == [str]:
@@ -68,6 +70,9 @@ class _Inert(metaclass=_InertClass):
         """Return what stands for a value of this class."""
         made = object.__new__(cls)
         made.contents = list(contents)
+        if cls.home != _DTYPE:
+            cls.run.step += 1
+        made.step = cls.run.step
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -82,6 +87,8 @@ class _Inert(metaclass=_InertClass):
 
     def __setstate__(self, state: Any) -> None:
         kind = type(self)
+        self._require_open()
+        self.is_whole = True
         if not kind.is_own and not kind.names[0]:
             raise UnsafeContentError("it changes a value that it did not make")  # nobody knows what it is
         if kind.is_harmless:
@@ -92,15 +99,25 @@ class _Inert(metaclass=_InertClass):
             kind.run.handed.append(state)
         self.contents.append(state)
 
+    def _require_open(self) -> None:
+        """Refuse what comes after a state: Python would give it to whatever the state calls `__setstate__`, `extend`
+        or `__class__`.
+        """
+        if self.is_whole:
+            raise UnsafeContentError(f"it changes a {type(self).label} that has its state")
+
     def _require_state(self, home: tuple[str, str], state: Any) -> None:
         if home == _DTYPE:
+            if self.step != type(self).run.step:
+                raise UnsafeContentError(f"it changes a {type(self).label} that may be in use")
             start = self.array_type or dtypes.ArrayType(0, objects=False)
-            self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
+            self.array_type = dtypes.told(start, state, _part)
         if home == _PARTIAL and not (isinstance(state, tuple) and len(state) == 4 and _may_be_called_later(state[0])):
             raise UnsafeContentError(f"it gives {type(self).label} a value to call")
 
     def _take(self, *values: Any) -> None:
         kind = type(self)
+        self._require_open()
         unknown = not kind.names[0] and not kind.is_own
         if unknown or (kind.is_harmless and not may_be_filled(*kind.home)):
             raise UnsafeContentError(f"it puts items into a {kind.label}")
@@ -157,10 +174,34 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
     """Whether arguments are of the kind that pickles give where others would be called, or looked up."""
     if home[1] == "itemgetter":
         return all(isinstance(value, int | str) for value in values)
+    if home == _ARRAY:  # not of memory that is there already: numpy takes any bytes for objects
+        return len(values) <= 2
+    if home[1] == "scalar":
+        return _is_of_its_type(values)
     if home[0].startswith("numpy.random"):  # calls what makes its generator
         named = [value for value in values if isinstance(value, _InertClass)]
         return all(value.names[0].startswith("numpy.random") for value in named)
     return True
+
+
+def _part(value: object) -> dtypes.ArrayType | None:
+    """Return what is known of a type that becomes a part of another, and is not changed from now on."""
+    if not isinstance(value, _Inert):
+        return None
+    value.is_whole = True
+    return value.array_type
+
+
+def _is_of_its_type(values: tuple[Any, ...]) -> bool:
+    """Whether a scalar of numpy with objects in it is given as an array of its own type: older ones take any array's
+    bytes for objects.
+    """
+    kind = getattr(values[0], "array_type", None) if values else None
+    if kind is None or not kind.objects or kind.kind == "O":
+        return True
+    held = values[1].contents if len(values) == 2 and isinstance(values[1], _Inert) else []
+    state = held[-1] if held else None
+    return isinstance(state, tuple) and len(state) == 5 and state[1:3] == ((), values[0])
 
 
 def _may_be_called_later(value: object) -> bool:
@@ -171,8 +212,8 @@ def _may_be_called_later(value: object) -> bool:
 
 
 def _calls_its_state(home: tuple[str, str]) -> bool:
-    """Whether a value may call what is in its state as soon as it has it."""
-    return home == _PARTIAL or home[0].startswith("torch.optim.")
+    """Whether what is in a value's state may be called as soon as it has it, or by whoever looks at what was loaded."""
+    return home == _PARTIAL or home[0] == "collections" or home[0].startswith("torch.optim.")
 
 
 def _record_as_void(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -187,6 +228,7 @@ def _is_foreign_value(value: object) -> bool:
 
 
 _DTYPE = ("numpy", "dtype")
+_ARRAY = ("numpy", "ndarray")
 _TEXT = ("builtins", "str")
 _PARTIAL = ("functools", "partial")
 _DEFAULTS = ("collections", "defaultdict")
@@ -230,6 +272,7 @@ class DryUnpickler(pickle.Unpickler):
         self._inner = inner
         self._unknown = {is_own: self._stand_in("", "", own=is_own) for is_own in (False, True)}
         self.names: dict[tuple[str, str], _InertClass] = {}
+        self.step = 0  # how many values were made, types of numpy aside
         self.handed: list[object] = []  # what was given to calls, which may call what is in it, now or later
 
     def find_class(self, module: str, name: str) -> Any:
