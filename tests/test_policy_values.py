@@ -154,10 +154,10 @@ SPACE = named("argparse", "Namespace")
     "value",
     [
         SPACE().given({"__setstate__": GIVER}).given("x"),
-        named("torch.utils.data.sampler", "Sampler")().given({"__setstate__": GIVER}).given("x"),
+        named("numpy.polynomial.polynomial", "Polynomial").made().given({"__setstate__": GIVER}).given("x"),
         named("collections", "UserList")().given({"extend": GIVER}).appended("x"),
         named("collections", "UserList")().given({"data": SPACE().given({"extend": GIVER})}).appended("x"),
-        named("torch.utils.data.sampler", "Sampler")().given({"extend": GIVER}).appended("x"),
+        named("numpy.polynomial.polynomial", "Polynomial").made().given({"extend": GIVER}).appended("x"),
         SPACE()
         .given((None, {"__class__": named("torch.optim.sgd", "SGD")}))
         .given({"defaults": SPACE().given({"setdefault": GIVER})}),
@@ -226,8 +226,9 @@ OBJECTS = DTYPE("V8").given(state_of(8, flags=27, o=(DTYPE("O8"), 0)))
         ARRAY((1,), DTYPE("O8"), "AAAAAAAA"),
         ARRAY.made((1,), DTYPE("O8"), "AAAAAAAA"),
         named("numpy._core.multiarray", "scalar")(OBJECTS, ARRAY((), DTYPE("u8"))),
+        named("numpy", "recarray")((1,), OBJECTS, named("_codecs", "encode")("AAAAAAAA", "latin1")),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_type_of_numpy_that_is_not_what_it_says_is_refused(folder: Path, value: Op) -> None:
     with pytest.raises(UnsafeContentError, match="numpy"):

@@ -63,6 +63,8 @@ class _Inert(metaclass=_InertClass):
         cls.run.handed += [arguments, named]
         if cls.is_harmless:
             return _call_harmless(cls, arguments, named)
+        if cls.home[0].startswith("numpy") and any(_has_objects(one) for one in arguments):
+            raise UnsafeContentError(f"it makes a {cls.label} of objects")  # other kinds of arrays: `_reconstruct` does
         return cls.stand_in(arguments, named)
 
     @classmethod
@@ -192,12 +194,15 @@ def _part(value: object) -> dtypes.ArrayType | None:
     return value.array_type
 
 
+def _has_objects(value: object) -> bool:
+    return isinstance(value, _Inert) and value.array_type is not None and value.array_type.objects
+
+
 def _is_of_its_type(values: tuple[Any, ...]) -> bool:
     """Whether a scalar of numpy with objects in it is given as an array of its own type: older ones take any array's
     bytes for objects.
     """
-    kind = getattr(values[0], "array_type", None) if values else None
-    if kind is None or not kind.objects or kind.kind == "O":
+    if not values or not _has_objects(values[0]) or values[0].array_type.kind == "O":
         return True
     held = values[1].contents if len(values) == 2 and isinstance(values[1], _Inert) else []
     state = held[-1] if held else None
