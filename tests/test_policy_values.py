@@ -169,9 +169,13 @@ def test_what_comes_after_a_state_is_given_to_no_function_in_it(folder: Path, va
         load(folder, pickled({"w": value}))
 
 
-def test_loading_calls_no_function_that_a_mapping_has_for_its_values(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["get", "items", "keys", "values"])
+@pytest.mark.parametrize(
+    "mapping", [named("collections", "OrderedDict"), named("torch.ao.quantization.qconfig_mapping", "QConfigMapping")]
+)
+def test_loading_calls_no_function_that_a_mapping_has_for_its_values(folder: Path, mapping: Op, name: str) -> None:
     with pytest.raises(UnsafeContentError, match="getattr_from_fqn"):
-        load(folder, pickled({"w": named("collections", "OrderedDict")().given({"values": GIVER})}))
+        load(folder, pickled({"w": mapping().given({name: GIVER})}))
 
 
 # --- changes ------------------------------------------------------------------------------------------------------

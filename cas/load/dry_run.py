@@ -99,6 +99,8 @@ class _Inert(metaclass=_InertClass):
             self._require_state(kind.home, state)
         if not isinstance(state, dict) or _calls_its_state(kind.home):
             kind.run.handed.append(state)
+        else:
+            kind.run.handed += [state[name] for name in _OF_MAPPINGS & state.keys()]
         self.contents.append(state)
 
     def _require_open(self) -> None:
@@ -217,8 +219,8 @@ def _may_be_called_later(value: object) -> bool:
 
 
 def _calls_its_state(home: tuple[str, str]) -> bool:
-    """Whether what is in a value's state may be called as soon as it has it, or by whoever looks at what was loaded."""
-    return home == _PARTIAL or home[0] == "collections" or home[0].startswith("torch.optim.")
+    """Whether a value may call what is in its state as soon as it has it."""
+    return home == _PARTIAL or home[0].startswith("torch.optim.")
 
 
 def _record_as_void(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -232,6 +234,7 @@ def _is_foreign_value(value: object) -> bool:
     return isinstance(value, _Inert) and not type(value).is_own
 
 
+_OF_MAPPINGS = {"get", "items", "keys", "values"}  # what whoever looks at a mapping that was loaded calls
 _DTYPE = ("numpy", "dtype")
 _ARRAY = ("numpy", "ndarray")
 _TEXT = ("builtins", "str")
