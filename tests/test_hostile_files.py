@@ -316,6 +316,35 @@ def test_program_of_torchscript_that_touches_files_or_the_network_is_refused(fol
         load_folder(folder)
 
 
+def test_program_of_torchscript_in_the_place_of_a_value_is_refused(folder: Path, trace: Path) -> None:
+    """Torch's loader runs one wherever it finds one; here it lies in a distributed checkpoint."""
+    from torch.distributed import checkpoint
+
+    program = "def __setstate__(self, state: int):\n    self.x = torch.from_file(PATH, shared=True, size=4)\n"
+    program += "    self.training = False\n"
+    module = torch.nn.Module()
+    module.x = torch.ones(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to take its compiler of programs out
+        script = torch.jit.script(module)
+        script.define("def __getstate__(self):\n    return 1\n")
+        script.define(program.replace("PATH", repr(str(trace))))
+        torch.jit.save(script, data := io.BytesIO())
+    trace.unlink(missing_ok=True)
+
+    class Planner(checkpoint.DefaultSavePlanner):  # type: ignore[misc]
+        def resolve_data(self, write_item: Any) -> Any:
+            return data if write_item.index.fqn == "value" else super().resolve_data(write_item)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        checkpoint.save({"w": torch.ones(2), "value": 1}, checkpoint_id=folder, planner=Planner(), no_dist=True)
+    with pytest.raises(UnsafeContentError, match="value: holds a TorchScript program") as caught:
+        load_folder(folder)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize("constants", [True, False])
 def test_torchscript_whose_programs_have_other_names_is_refused(folder: Path, trace: Path, constants: bool) -> None:
     """In the format before torch 1.4, model.json says in which records they are."""

@@ -37,12 +37,20 @@ MODULES = [
 ]  # fmt: skip
 SPIED = [(SPY, "function"), (SPY, "function"), (SPY, "Kind")]
 
+STATEFUL = [
+    named("argparse", "Namespace")(), named("collections", "UserList")(), named("collections", "UserDict")(),
+    named(SPY, "Kind")(), named("torch.nn.modules.module", "Module").made(), named("torch.optim.sgd", "SGD").made(),
+]  # fmt: skip
+
 names = st.sampled_from(SPIED * 8 + MODULES * 2 + HARMLESS).map(lambda pair: named(*pair))
 plain = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 20),
     st.sampled_from(["x", "O8", "u8", "V8", "f4", "latin1", "keys", "forward", "__new__", "__torch_function__", "a"]),
 )  # fmt: skip
-keys = st.sampled_from(["x", "keys", "forward", "__new__", "__init__", "__torch_function__", "defaults", "setdefault"])
+keys = st.sampled_from([
+    "x", "keys", "values", "forward", "__new__", "__init__", "__torch_function__", "defaults", "setdefault",
+    "__setstate__", "__class__", "append", "extend", "data", "discard", "register_parameter",
+])  # fmt: skip
 
 
 def larger(values: Any) -> Any:
@@ -53,6 +61,9 @@ def larger(values: Any) -> Any:
         st.builds(lambda what, args: what(*args), ops(values), st.lists(values, max_size=4)),
         st.builds(lambda what, args: what.made(*args), ops(values), st.lists(values, max_size=1)),
         st.builds(lambda what, state: what.given(state), ops(values), values),
+        st.builds(lambda what, slots: what.given((None, slots)), stateful, st.dictionaries(keys, values, max_size=2)),
+        st.builds(lambda what, state, value: what.given(state).given(value), stateful, states(values), values),
+        st.builds(lambda what, state, value: what.given(state).appended(value), stateful, states(values), values),
         st.builds(lambda what, key, value: what.filled(key, value), ops(values), plain, values),
         st.builds(lambda what, value: what.appended(value), ops(values), values),
         st.builds(lambda what, key: named("builtins", "getattr")(what, key), values, keys),
@@ -60,6 +71,13 @@ def larger(values: Any) -> Any:
         st.builds(lambda call, what: call(op(what), "x", "x"), st.sampled_from(CALLING), values),
         st.builds(lambda what, use: in_order(op(what).kept(1), use(again(1))), values, st.sampled_from(USES)),
     )
+
+
+stateful = st.sampled_from(STATEFUL)
+
+
+def states(values: Any) -> Any:
+    return st.dictionaries(keys, values, min_size=1, max_size=3)
 
 
 def op(value: Any) -> Op:

@@ -147,6 +147,37 @@ def test_function_that_comes_into_a_list_after_it_was_handed_over_counts_as_call
         load(folder, pickled({"w": later}))
 
 
+SPACE = named("argparse", "Namespace")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SPACE().given({"__setstate__": GIVER}).given("x"),
+        named("numpy.polynomial.polynomial", "Polynomial").made().given({"__setstate__": GIVER}).given("x"),
+        named("collections", "UserList")().given({"extend": GIVER}).appended("x"),
+        named("collections", "UserList")().given({"data": SPACE().given({"extend": GIVER})}).appended("x"),
+        named("numpy.polynomial.polynomial", "Polynomial").made().given({"extend": GIVER}).appended("x"),
+        SPACE()
+        .given((None, {"__class__": named("torch.optim.sgd", "SGD")}))
+        .given({"defaults": SPACE().given({"setdefault": GIVER})}),
+    ],
+    ids=range(6),
+)
+def test_what_comes_after_a_state_is_given_to_no_function_in_it(folder: Path, value: Op) -> None:
+    with pytest.raises(UnsafeContentError, match="that has its state"):
+        load(folder, pickled({"w": value}))
+
+
+@pytest.mark.parametrize("name", ["get", "items", "keys", "values"])
+@pytest.mark.parametrize(
+    "mapping", [named("collections", "OrderedDict"), named("torch.ao.quantization.qconfig_mapping", "QConfigMapping")]
+)
+def test_loading_calls_no_function_that_a_mapping_has_for_its_values(folder: Path, mapping: Op, name: str) -> None:
+    with pytest.raises(UnsafeContentError, match="getattr_from_fqn"):
+        load(folder, pickled({"w": mapping().given({name: GIVER})}))
+
+
 # --- changes ------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +188,55 @@ LYING = (3, "|", None, ("a",), {"a": (DTYPE("O8"), 0)}, 8, 1, 0)  # objects, and
 def test_hidden_type_of_numpy_is_not_changed(folder: Path, hide: Callable[[Op], Op]) -> None:
     with pytest.raises(UnsafeContentError):
         load(folder, pickled({"w": hide(DTYPE("V8")).given(LYING)}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        named("numpy._core.multiarray", "dtype")("V8").given(LYING),
+        named("numpy._core.multiarray", "ndarray")((1,), DTYPE("O8"), named("_codecs", "encode")("AAAAAAAA", "latin1")),
+        named("torch.nn.modules.linear", "Parameter")().given((1, 2, 3)),
+        named("torch.optim.optimizer", "defaultdict")(),
+    ],
+    ids=range(4),
+)
+def test_class_under_another_name_is_no_way_around_its_rules(folder: Path, value: Op) -> None:
+    with pytest.raises(UnsafeContentError):
+        load(folder, pickled({"w": value}))
+
+
+def state_of(size: int, *, flags: int = 0, array: object = None, **fields: object) -> tuple[object, ...]:
+    return (3, "|", array, tuple(fields) or None, fields or None, size, 1, flags)
+
+
+OBJECTS = DTYPE("V8").given(state_of(8, flags=27, o=(DTYPE("O8"), 0)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        DTYPE("V8").given(state_of(8, array=(DTYPE("f8"), (1000,)))),
+        DTYPE("V8").given(state_of(8, array=(DTYPE("f8"), 1000))),
+        DTYPE("V8").given(state_of(8, array=(DTYPE("f8"), (-1,)))),
+        DTYPE("V8").given(state_of(8, flags=27, array=(DTYPE("O8"), (1000,)))),
+        DTYPE("V8").given(state_of(8, f=(DTYPE("d"), 7))),
+        DTYPE("V8").given(state_of(8, f=(DTYPE("f8").given(state_of(1)), 7))),
+        DTYPE("V8").given(state_of(8, flags=27, o=(DTYPE("O4"), 4))),
+        DTYPE("f8").given(state_of(8, flags=27, o=(DTYPE("O8"), 0))),
+        DTYPE("V8").given(state_of(8, flags=3, o=(DTYPE("O8"), 0))),
+        DTYPE("V8").given(state_of(8)).given(state_of(8000)),
+        in_order(DTYPE("V8").kept(1), ARRAY((1,), again(1)), again(1).given(state_of(8000))),
+        in_order(DTYPE("V8").kept(1), DTYPE("V8").given(state_of(8, f=(again(1), 0))), again(1).given(state_of(8000))),
+        ARRAY((1,), DTYPE("O8"), "AAAAAAAA"),
+        ARRAY.made((1,), DTYPE("O8"), "AAAAAAAA"),
+        named("numpy._core.multiarray", "scalar")(OBJECTS, ARRAY((), DTYPE("u8"))),
+        named("numpy", "recarray")((1,), OBJECTS, named("_codecs", "encode")("AAAAAAAA", "latin1")),
+    ],
+    ids=range(16),
+)
+def test_type_of_numpy_that_is_not_what_it_says_is_refused(folder: Path, value: Op) -> None:
+    with pytest.raises(UnsafeContentError, match="numpy"):
+        load(folder, pickled({"w": value}))
 
 
 def two_fields(second: Op, at: int) -> tuple[object, ...]:

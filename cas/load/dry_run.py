@@ -53,7 +53,9 @@ class _Inert(metaclass=_InertClass):
     """Stands for a value: takes what an unpickler does with it, does nothing, and keeps what was put into it."""
 
     contents: list[object]
+    is_whole: bool = False  # it has its state, which is the last thing that a pickle gives to a value
     array_type: dtypes.ArrayType | None = None  # of a numpy.dtype
+    step: int = 0  # when it was made
 
     def __new__(cls, *arguments: Any, **named: Any) -> Any:
         if cls.home == _TEXT and [type(one) for one in arguments] == [str]:
@@ -62,6 +64,8 @@ class _Inert(metaclass=_InertClass):
         cls.run.handed += [arguments, named]
         if cls.is_harmless:
             return _call_harmless(cls, arguments, named)
+        if cls.home[0].startswith("numpy") and any(_has_objects(one) for one in arguments):
+            raise UnsafeContentError(f"it makes a {cls.label} of objects")  # other kinds of arrays: `_reconstruct` does
         return cls.stand_in(arguments, named)
 
     @classmethod
@@ -71,6 +75,9 @@ class _Inert(metaclass=_InertClass):
         made.contents = list(contents)
         if cls.home == _SCRIPT:
             cls.run.packed.append(made)
+        if cls.home != _DTYPE:
+            cls.run.step += 1
+        made.step = cls.run.step
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -85,6 +92,8 @@ class _Inert(metaclass=_InertClass):
 
     def __setstate__(self, state: Any) -> None:
         kind = type(self)
+        self._require_open()
+        self.is_whole = True
         if not kind.is_own and not kind.names[0]:
             raise UnsafeContentError("it changes a value that it did not make")  # nobody knows what it is
         if kind.is_harmless:
@@ -93,12 +102,23 @@ class _Inert(metaclass=_InertClass):
             self._require_state(kind.home, state)
         if not isinstance(state, dict) or _calls_its_state(kind.home):
             kind.run.handed.append(state)
+        else:
+            kind.run.handed += [state[name] for name in _OF_MAPPINGS & state.keys()]
         self.contents.append(state)
+
+    def _require_open(self) -> None:
+        """Refuse what comes after a state: Python would give it to whatever the state calls `__setstate__`, `extend`
+        or `__class__`.
+        """
+        if self.is_whole:
+            raise UnsafeContentError(f"it changes a {type(self).label} that has its state")
 
     def _require_state(self, home: tuple[str, str], state: Any) -> None:
         if home == _DTYPE:
+            if self.step != type(self).run.step:
+                raise UnsafeContentError(f"it changes a {type(self).label} that may be in use")
             start = self.array_type or dtypes.ArrayType(0, objects=False)
-            self.array_type = dtypes.told(start, state, lambda value: getattr(value, "array_type", None))
+            self.array_type = dtypes.told(start, state, _part)
         if home == _PARTIAL and not (isinstance(state, tuple) and len(state) == 4 and _may_be_called_later(state[0])):
             raise UnsafeContentError(f"it gives {type(self).label} a value to call")
         if home == _SCRIPT and not _is_packed(state):
@@ -106,6 +126,7 @@ class _Inert(metaclass=_InertClass):
 
     def _take(self, *values: Any) -> None:
         kind = type(self)
+        self._require_open()
         unknown = not kind.names[0] and not kind.is_own
         if unknown or (kind.is_harmless and not may_be_filled(*kind.home)):
             raise UnsafeContentError(f"it puts items into a {kind.label}")
@@ -164,6 +185,10 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
         return all(isinstance(value, int | str) for value in values)
     if home == ("re", "_compile"):
         return all(isinstance(value, int | str | bytes) for value in values)
+    if home == _ARRAY:  # not of memory that is there already: numpy takes any bytes for objects
+        return len(values) <= 2
+    if home[1] == "scalar":
+        return _is_of_its_type(values)
     if home[0].startswith("numpy.random"):  # calls what makes its generator
         named = [value for value in values if isinstance(value, _InertClass)]
         return all(value.names[0].startswith("numpy.random") for value in named)
@@ -173,6 +198,29 @@ def _are_plain_arguments(home: tuple[str, str], values: tuple[Any, ...]) -> bool
 def _is_packed(state: object) -> bool:
     """Whether the state of an object of C++ is that of a quantized layer's weights: values, and what they are."""
     return isinstance(state, tuple) and len(state) == 2 and type(state[1]) is str and bool(_PACKED.fullmatch(state[1]))
+
+
+def _part(value: object) -> dtypes.ArrayType | None:
+    """Return what is known of a type that becomes a part of another, and is not changed from now on."""
+    if not isinstance(value, _Inert):
+        return None
+    value.is_whole = True
+    return value.array_type
+
+
+def _has_objects(value: object) -> bool:
+    return isinstance(value, _Inert) and value.array_type is not None and value.array_type.objects
+
+
+def _is_of_its_type(values: tuple[Any, ...]) -> bool:
+    """Whether a scalar of numpy with objects in it is given as an array of its own type: older ones take any array's
+    bytes for objects.
+    """
+    if not values or not _has_objects(values[0]) or values[0].array_type.kind == "O":
+        return True
+    held = values[1].contents if len(values) == 2 and isinstance(values[1], _Inert) else []
+    state = held[-1] if held else None
+    return isinstance(state, tuple) and len(state) == 5 and state[1:3] == ((), values[0])
 
 
 def _may_be_called_later(value: object) -> bool:
@@ -198,7 +246,9 @@ def _is_foreign_value(value: object) -> bool:
     return isinstance(value, _Inert) and not type(value).is_own
 
 
+_OF_MAPPINGS = {"get", "items", "keys", "values"}  # what whoever looks at a mapping that was loaded calls
 _DTYPE = ("numpy", "dtype")
+_ARRAY = ("numpy", "ndarray")
 _TEXT = ("builtins", "str")
 _PARTIAL = ("functools", "partial")
 _DEFAULTS = ("collections", "defaultdict")
@@ -247,6 +297,7 @@ class DryUnpickler(pickle.Unpickler):
         self._inner = inner
         self._unknown = {is_own: self._stand_in("", "", own=is_own) for is_own in (False, True)}
         self.names: dict[tuple[str, str], _InertClass] = {}
+        self.step = 0  # how many values were made, types of numpy aside
         self.handed: list[object] = []  # what was given to calls, which may call what is in it, now or later
         self.packed: list[_Inert] = []  # objects of C++
 

@@ -6,16 +6,20 @@ that lies behind the end of its element reads and writes memory that is somebody
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cas.errors import UnsafeContentError
 
-_CODE = re.compile(r"[<>|=]?([?a-zA-Z])(\d*)\Z")
+_CODE = re.compile(r"[<>|=]?([biufcmMOSUV])(\d{1,9})\Z")  # as numpy writes it: a letter alone has a size of its own
 _REFERENCES = 0x01 | 0x02  # flags: its items are counted references, and pickled as a list
-_WIDTH = {"?": 1, "U": 4}  # bytes for each unit of the number behind the letter, where that is not one
+_CLEARED = 0x08  # and its memory is cleared first: else what lay there is taken for objects
+_SIZED = "SUV"  # kinds whose state tells their size
+_POINTER = struct.calcsize("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class ArrayType:
 
     size: int
     objects: bool
+    kind: str = "V"
 
 
 def made(arguments: tuple[Any, ...]) -> ArrayType:
@@ -36,8 +41,9 @@ def made(arguments: tuple[Any, ...]) -> ArrayType:
     found = _CODE.match(code) if isinstance(code, str) else None
     if found is None:
         raise UnsafeContentError(f"it makes a numpy.dtype of {code!r:.40}")
-    size = int(found[2] or 1) * _WIDTH.get(found[1], 1)
-    return ArrayType(size, found[1] == "O")
+    kind, number = found[1], int(found[2])
+    size = {"O": _POINTER, "U": 4 * number}.get(kind, number)  # whatever a pickle of 32 bits says of objects
+    return ArrayType(size, kind == "O", kind)
 
 
 def told(start: ArrayType, state: object, of: Callable[[object], ArrayType | None]) -> ArrayType:
@@ -51,17 +57,30 @@ def told(start: ArrayType, state: object, of: Callable[[object], ArrayType | Non
     _, _, array, names, fields, size, _, flags = state[:8]
     if not isinstance(size, int) or not isinstance(flags, int) or size < -1:
         raise _refusal("is not what numpy writes")
-    size = start.size if size == -1 else size
+    if start.kind not in _SIZED or size == -1:
+        size = start.size  # as numpy has it, whatever the state says
     parts = _fields(names, fields, size, of)
     if array is not None:
         inner = of(array[0]) if isinstance(array, tuple) and len(array) == 2 else None
-        if inner is None or inner.size > size:
+        if inner is None or inner.size * _count(array[1]) > size:
             raise _refusal("has elements that are larger than it is")
         parts = [*parts, inner]
+    if parts and start.kind != "V":
+        raise _refusal("has parts, and is a number")
     objects = start.objects or any(part.objects for part in parts)
     if (flags & _REFERENCES) != (_REFERENCES if objects else 0):
         raise _refusal("makes objects out of bytes, or bytes out of objects")
-    return ArrayType(size, objects)
+    if objects and not flags & _CLEARED:
+        raise _refusal("takes memory for objects that it has not cleared")
+    return ArrayType(size, objects, start.kind)
+
+
+def _count(shape: object) -> int:
+    """Return how many elements there are in a type that is an array itself."""
+    sides = shape if isinstance(shape, tuple) else (shape,)
+    if not all(isinstance(side, int) and side >= 0 for side in sides):
+        raise _refusal("has elements in a shape that is none")
+    return math.prod(sides)
 
 
 def _fields(names: object, fields: object, size: int, of: Callable[[object], ArrayType | None]) -> list[ArrayType]:

@@ -173,15 +173,17 @@ class Policy:
         at_home = judge(home, name, own=self.owns)
         if judge(*asked, own=self.owns) is Verdict.HARMLESS and not by_place:
             return
-        # The dry run let it have a state, for being a class of that place: a tensor that was imported there is none.
-        if (
-            has_plain_classes(place)
-            and isinstance(value, type)
-            and not (has_plain_classes(home) or self.owns(asked[0]))
-        ):
-            raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
         if at_home is Verdict.DANGEROUS or (at_home is Verdict.VOUCHED and not self.vouched):
             raise UnsafeContentError(refusal(subject, ".".join(asked), f"it is {home}.{name}"))
+        if isinstance(value, type) and at_home is Verdict.HARMLESS and self._is_alias(asked, (home, name)):
+            raise UnsafeContentError(refusal(subject, ".".join(asked), f"another name of {home}.{name}"))
+
+    def _is_alias(self, asked: tuple[str, str], home: tuple[str, str]) -> bool:
+        """Whether a harmless class was asked for under another name, by which the dry run could not watch its use."""
+        if today(*asked) == home or self.owns(asked[0]):
+            return False
+        alike = home[0].startswith("torch.nn.modules.") or has_plain_classes(today(*asked)[0])
+        return not (alike and has_plain_classes(home[0]))  # packages bring back layers that torch has taken over
 
     def _require_stored(self, subject: str, asked: tuple[str, str], value: object) -> None:
         """Refuse a function of an installed package that the dry run did not see as a mere part of a value."""
@@ -239,9 +241,10 @@ class _GuardedUnpickler(pickle.Unpickler):
             self._policy._require(self._subject, module, name)
         value = self._find(module, name)
         if self._policy is not None:
-            if value is builtins.getattr:
+            asked = today(module, name)  # the dry run knows these two by name
+            if value is builtins.getattr and asked == ("builtins", "getattr"):
                 return Judged(self._getattr)
-            if value is _codecs.encode:
+            if value is _codecs.encode and asked == ("_codecs", "encode"):
                 return Judged(encode)
             self._policy.require_value(self._subject, (module, name), value)
         return value

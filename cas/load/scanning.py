@@ -83,6 +83,8 @@ def _check_zip(source: Path | IO[bytes], policy: Policy, subject: str, options: 
 
     try:
         reader = torch._C.PyTorchFileReader(str(source) if isinstance(source, Path) else source)
+        if "constants.pkl" in reader.get_all_records():  # `torch.load` would run it; whole files of it are told before
+            raise UnsafeContentError(f"{subject}: holds a TorchScript program, where only values belong. {REMEDY}")
         data = reader.get_record("data.pkl")
     except RuntimeError as error:
         raise ContentError(f"{subject}: not a whole file of torch: {str(error).splitlines()[0]}") from error
