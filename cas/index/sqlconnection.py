@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +45,8 @@ class Connection:
         self.database = sqlite3.connect(
             path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+        # When a store is forgotten, or the process ends: from Python 3.13 on, one that is left open is warned of.
+        self._closing = weakref.finalize(self, _close, self.database, os.getpid())
         self._inode = 0 if path is None else os.stat(path).st_ino
         # Not synced: after a power cut the boot has changed, and the index is made again. No WAL: its shared
         # memory file kills a process (SIGBUS) when somebody truncates it.
@@ -124,9 +127,14 @@ class Connection:
     def close(self) -> None:
         """Close the connection; it is opened again when it is needed."""
         if self.database is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self.database.close()
+            self._closing()
         self.database = None
+
+
+def _close(database: sqlite3.Connection, owner: int) -> None:
+    if os.getpid() == owner:  # not what was inherited through a fork: that would end a transaction of the parent's
+        with contextlib.suppress(sqlite3.Error):
+            database.close()
 
 
 def remove_index(path: Path) -> None:

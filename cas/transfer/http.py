@@ -131,7 +131,7 @@ class Connections:
 
     def _request(self, method: str, url: str, headers: Headers, name: str, body: bytes) -> Any:
         from urllib3 import Timeout
-        from urllib3.exceptions import HTTPError, ProtocolError
+        from urllib3.exceptions import HTTPError, ProtocolError, SSLError
 
         timeout = Timeout(connect=min(self._timeout, 10.0), read=self._timeout)
         try:
@@ -147,6 +147,11 @@ class Connections:
                 decode_content=False,
             )
         except HTTPError as error:
+            if isinstance(error, SSLError) and error.args and _is_refusal(error.args[0]):
+                raise RemoteError(
+                    f"{name}: its certificate is refused ({_plain(error)}); the setting ca_bundle (CAS_CA_BUNDLE) names"
+                    " a file with the certificates to trust"
+                ) from error
             nobody = not isinstance(error, ProtocolError)  # else somebody hung up
             raise TransientRemoteError(f"{name}: {_plain(error)}", unreachable=nobody) from error
 
@@ -167,6 +172,13 @@ class Connections:
                 pools.pool_classes_by_scheme = POOLS
                 self._pools[key] = pools
             return self._pools[key]
+
+
+def _is_refusal(error: object) -> bool:
+    """Whether a certificate was looked at, and refused: another try changes nothing."""
+    import ssl
+
+    return isinstance(error, ssl.SSLCertVerificationError)
 
 
 def _finish(response: Any) -> None:
