@@ -89,8 +89,10 @@ class Ground:
         uuid = str(uuids.uuid4())
         sizes: dict[str, int] = {}
 
+        client = self.client  # made here, by one thread: each of the others would start a server
+
         def put(name: str, data: bytes) -> None:
-            self.client.upload_fileobj(io.BytesIO(data), "bench", f"{uuid}/{name}", Config=config)
+            client.upload_fileobj(io.BytesIO(data), "bench", f"{uuid}/{name}", Config=config)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             waiting = []
