@@ -213,7 +213,7 @@ def test_a_server_that_keeps_silent_is_given_up(settings):
     began = time.monotonic()
     with pytest.raises(TransientRemoteError, match="no answer in time"):
         FsspecRemote("silent://x", timeout=0.02).list()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_stopping_ends_all_waiting():
     threading.Timer(0.1, stop.set).start()
     began = time.monotonic()
     rate.take(1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow

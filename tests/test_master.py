@@ -287,7 +287,7 @@ def test_who_does_not_wait_long_for_an_answer_does_not_wait_long_between_two_tri
     started = time.monotonic()
     with pytest.raises(OfflineError, match="does not answer: HTTP 503"):
         http.get("/info")
-    assert time.monotonic() - started < 5  # five pauses of a tenth of a second, not 15 s
+    assert time.monotonic() - started < 10  # five pauses of a tenth of a second, not 15 s
     assert len(quiet.requests()) == 6
     http.close()
 

@@ -78,7 +78,7 @@ def test_stopping_ends_a_pause_at_once():
     began = time.monotonic()
     with pytest.raises(TransientRemoteError):
         read(retrying)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_server_that_asks_for_time_gets_it_within_bounds():
