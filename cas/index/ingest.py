@@ -387,7 +387,10 @@ class Ingest:
 
     def _take(self, other: int, start: int, end: int, proof: str, *, giving_back: bool) -> None:
         try:
-            disk.copy_range(other, self._fd, start, end - start)
+            if giving_back and _is_nearly_full(self._fd, end - start):
+                self._move(other, start, end)
+            else:
+                disk.copy_range(other, self._fd, start, end - start)
         except EOFError:  # it was taken before, by a process that was killed in the middle of it
             return
         except OSError as error:
@@ -413,6 +416,12 @@ class Ingest:
             data = os.pread(other, min(_MOVED, end - at), at)
             disk.truncate(other, at)
             disk.write_at(self._fd, data, at)
+
+
+def _is_nearly_full(fd: int, size: int) -> bool:
+    """Whether little room is left on a disk that gets so many bytes more: too little for what is written meanwhile."""
+    found = os.fstatvfs(fd)
+    return found.f_blocks > 0 and found.f_bavail * found.f_frsize < 2 * size
 
 
 def _span(entry: Mapping[str, Any], size: int) -> tuple[int, int, str] | None:
