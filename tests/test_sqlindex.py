@@ -1,5 +1,6 @@
 """Whatever happens to the index file, every answer stays the same, no blob is read, and nobody sees an error (F13)."""
 
+import gc
 import os
 import random
 import secrets
@@ -335,7 +336,54 @@ def test_an_index_that_cannot_be_written_is_kept_in_memory(store: Store, expecte
         assert (done.stdout, done.stderr, done.returncode) == ("True 60 0\n", "", 0)
 
 
-# --- threads and forks ---------------------------------------------------------------------------------------
+# --- threads, forks and ends ---------------------------------------------------------------------------------
+
+
+def test_a_connection_that_is_forgotten_is_closed_but_not_by_a_child_that_inherited_it(tmp_path: Path) -> None:
+    connection = sqlconnection.Connection()
+    connection.open(tmp_path / "index")
+    database = connection.database
+    assert database is not None
+    child = os.fork()
+    if not child:
+        del connection
+        gc.collect()
+        try:
+            os._exit(database.total_changes)  # 0, as long as it is open
+        except sqlite3.ProgrammingError:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    del connection
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        database.execute("SELECT 1")
+
+
+ENDING = """
+import sys, threading, time
+from pathlib import Path
+import test_sqlindex
+from cas.index.store import Store
+
+store, asked = Store(Path(sys.argv[1])), threading.Event()
+
+def ask():
+    while True:
+        test_sqlindex.answers(store)
+        asked.set()
+
+threading.Thread(target=ask, daemon=True).start()
+asked.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_while_a_thread_asks_leaves_the_index(store: Store, expected: list[object]) -> None:
+    before = index_file(store).stat().st_ino
+    for _ in range(5):
+        run_python(ENDING, store.home)
+    assert index_file(store).stat().st_ino == before
+    assert answers(Store(store.home)) == expected
 
 
 def test_many_threads_ask_and_add(store: Store, expected: list[object]) -> None:

@@ -45,8 +45,9 @@ class Connection:
         self.database = sqlite3.connect(
             path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        # When a store is forgotten, or the process ends: from Python 3.13 on, one that is left open is warned of.
+        # From Python 3.13 on, one that is left open is warned of. At the end of the process a thread may still ask.
         self._closing = weakref.finalize(self, _close, self.database, os.getpid())
+        self._closing.atexit = False
         self._inode = 0 if path is None else os.stat(path).st_ino
         # Not synced: after a power cut the boot has changed, and the index is made again. No WAL: its shared
         # memory file kills a process (SIGBUS) when somebody truncates it.
