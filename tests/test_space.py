@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cas.actions.adding import add
 from cas.checkpoint import Checkpoint
 from cas.config import Progress, Settings
 from cas.errors import CasError, NoSpaceError, NotAllowedError
-from cas.index import lines
+from cas.index import disk, lines
 from cas.index.check import check
 from cas.index.space import Destination, Need, Room, can_share, left_over, reclaimable, require_room, room, shortages
 from cas.index.store import Store
@@ -239,6 +240,26 @@ def test_a_disk_that_becomes_full_breaks_nothing_and_the_pull_goes_on(tmp_path: 
         ballast = fill(point, leaving=MIB)
         assert until_it_fits(store, remote, ballast, 6 * MIB) >= 3
         assert check(store, deep=True).damage == ()
+
+
+@pytest.mark.root
+def test_what_a_transfer_left_is_taken_over_with_no_moment_at_which_others_find_a_full_disk(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", f"size={RANGE + 4 * MIB}") as point:
+        store = Store(point / "home")
+        staging = store.staging("key")
+        ingest = staging.ingest(2 * RANGE, source="source")
+        with ingest.range(0, RANGE) as out:
+            out.write(os.urandom(RANGE))
+        ingest.leave()
+        staging.abandon()
+        before, seen = shutil.disk_usage(point).free, []
+        disk.observe(lambda moment, step: seen.append(shutil.disk_usage(point).free))
+        try:
+            with store.staging("key") as again, again.ingest(2 * RANGE, source="source") as resumed:
+                assert [tuple(gap) for gap in resumed.missing] == [(RANGE, 2 * RANGE)]
+        finally:
+            disk.observe(None)
+        assert min(seen) >= before - MIB
 
 
 @pytest.mark.root
