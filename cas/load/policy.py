@@ -168,8 +168,7 @@ class Policy:
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not isinstance(home, str) or not isinstance(name, str) or "<" in name:
             return
-        place = today(*asked)[0]
-        by_place = is_harmless_by_place(place, home, name)
+        by_place = is_harmless_by_place(today(*asked)[0], home, name)
         at_home = judge(home, name, own=self.owns)
         if judge(*asked, own=self.owns) is Verdict.HARMLESS and not by_place:
             return

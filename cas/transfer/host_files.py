@@ -113,7 +113,8 @@ class HostFiles:
         return data
 
     def close(self) -> None:
-        """Leave what is partial for whoever goes on."""
+        """Stop what is being read, and leave what is partial for whoever goes on."""
+        self._session.stop.set()
         for pool in (getattr(self, "_loader", None), getattr(self, "_readers", None)):
             if pool is not None:
                 pool.__exit__(None)

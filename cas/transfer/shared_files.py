@@ -13,6 +13,7 @@ from cas.index.identity import RemoteIdentity
 from cas.index.manifest import FileEntry
 from cas.index.paths import RelativePath
 from cas.index.ranges import Range
+from cas.index.store import Store
 from cas.transfer.remote import Checksum, RemoteFile
 
 
@@ -38,6 +39,18 @@ class SharedFiles:
         if number in self.parts:
             return self.parts[number]
         return [Range(0, entry.size)] if can_be_shared(entry) else []
+
+    def here(self, store: Store) -> dict[int, Digest]:
+        """Return which files a store has, whole, by their place in the list."""
+        facts = store.facts.origins(entry.identity for entry in self.files if entry.identity is not None)
+        found = {}
+        for number, entry in enumerate(self.files):
+            digest = entry.digest
+            if digest is None and entry.identity in facts:
+                digest = facts[entry.identity].digest
+            if digest is not None and store.has(digest):
+                found[number] = digest
+        return found
 
     def encode(self) -> bytes:
         """Return it as bytes that `decode` reads."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from cas.config import Settings
-from cas.errors import CasError, UsageError
+from cas.errors import CasError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry
 from cas.index.ranges import Range
@@ -28,7 +28,7 @@ from cas.transfer.session import Session
 from cas.transfer.shared_files import SharedFiles, remote_file
 from cas.transfer.sidecars import without_sidecars
 from cas.transfer.telling import AloneError, Group, Rank
-from cas.transfer.together import Source
+from cas.transfer.together import Source, open_as_told
 
 log = logging.getLogger("cas.transfer")
 
@@ -142,10 +142,10 @@ class _Records:
 
     def _bring(self, shared: SharedFiles, uuid: str) -> None:
         known = self._rank.together(lambda: self._prepare(shared) if self._hosts.leads else {})
-        files, session = None, None
-        if self._hosts.leads and self._remote is not None:
-            session = self._session(self._remote)
-            files = HostFiles(session, shared, known, self._rank.watch)
+        files = None
+        if self._hosts.leads:
+            assert self._remote is not None  # `_prepare` opened it
+            files = HostFiles(self._session(self._remote), shared, known, self._rank.watch)
         self._rank.may_part = True
         try:
             self._hosts.make_ready(files, uuid)
@@ -154,22 +154,14 @@ class _Records:
             log.warning("%s; each host fetches by itself what is left", error)
         finally:
             self._rank.may_part = False
-            if files is not None and session is not None:
-                session.stop.set()
+            if files is not None:
                 files.close()
         self._rank.together(lambda: self._complete(shared, known) if self._hosts.leads else None)
 
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Open the remote, and return which files are here already, whole, by their place in the list."""
-        self._remote = self._remote or self._source.open_remote()
-        if self._remote is None:
-            raise UsageError("the setting mode is 'master' on this rank, and another on the rank that looked")
-        facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity is not None)
-        found = {}
-        for number, entry in enumerate(shared.files):
-            if entry.identity in facts and self._store.has(facts[entry.identity].digest):
-                found[number] = facts[entry.identity].digest
-        return found
+        self._remote = self._remote or open_as_told(self._source)
+        return shared.here(self._store)
 
     def _complete(self, shared: SharedFiles, known: dict[int, Digest]) -> None:
         """Check the records that came, as a host does that brings them by itself, and fetch what is missing."""

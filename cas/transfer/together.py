@@ -15,11 +15,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cas.config import Settings
-from cas.errors import (
-    CasError,
-    ContentError,
-    UsageError,
-)
+from cas.errors import CasError, ContentError, UsageError
 from cas.index.digest import Digest
 from cas.index.manifest import FileEntry, Manifest
 from cas.index.store import Store, explained
@@ -55,6 +51,18 @@ class Source(Protocol):
         Raises:
             CasError: there is no other way, or it is closed too.
         """
+
+
+def open_as_told(source: Source) -> Remote:
+    """Return what this rank reads its share of, where the rank that looked found something.
+
+    Raises:
+        UsageError: here, another way is to be taken.
+    """
+    remote = source.open_remote()
+    if remote is None:
+        raise UsageError("the setting mode is 'master' on this rank, and another on the rank that looked")
+    return remote
 
 
 def pull_together(
@@ -141,7 +149,6 @@ class _Together:
         finally:
             self._rank.may_part = False
             if files is not None:
-                session.stop.set()
                 files.close()
         report = None
         if leads:
@@ -236,18 +243,8 @@ class _Together:
     def _prepare(self, shared: SharedFiles) -> dict[int, Digest]:
         """Return which files this host has already, by their place in the list; open the remote if it is needed."""
         if not shared.is_known and self._remote is None:
-            self._remote = self._source.open_remote()
-            if self._remote is None:
-                raise UsageError("the setting mode is 'master' on this rank, and another on the rank that looked")
-        facts = self._store.facts.origins(entry.identity for entry in shared.files if entry.identity is not None)
-        found = {}
-        for number, entry in enumerate(shared.files):
-            digest = entry.digest
-            if digest is None and entry.identity in facts:
-                digest = facts[entry.identity].digest
-            if digest is not None and self._store.has(digest):
-                found[number] = digest
-        return found
+            self._remote = open_as_told(self._source)
+        return shared.here(self._store)
 
     def _who_pulls_alone(
         self, registry: str, uuid: str, shared: SharedFiles, known: Mapping[int, Digest], *, leads: bool
