@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jobs import Start, starting
+from proxy import Proxy, counting
 from s3_server import S3Server, running
 from users import folder_for_all
 
@@ -88,3 +90,17 @@ def upload(s3_server: S3Server, bucket: str) -> Callable[..., None]:
         client.close()
 
     return put
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    """A proxy in front of the S3 server, which counts and spoils what goes through it."""
+    with counting(s3_server) as running:
+        yield running
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start(homes, storage, scenario)`: a job of real ranks, which ends with the test."""
+    with starting(tmp_path) as start:
+        yield start

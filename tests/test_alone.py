@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy import Proxy, counting
-from s3_server import S3Server
+from proxy import Proxy
 from stores import UUID
 
 from cas.checkpoint import Checkpoint
@@ -34,12 +33,6 @@ class Trial:
 """
 SIZES: list[tuple[int, ...]] = [(1000, 1200), (), (1200, 2)]
 METADATA = b'{"torch_version": "1.4", "experiment_config": {"entrypoint": "model_def:Trial"}, "hparams": {}}'
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[Proxy]:
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture

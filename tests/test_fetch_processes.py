@@ -12,7 +12,6 @@ import textwrap
 import time
 
 import pytest
-from proxy import counting
 from stores import ROOT, UUID, lies, run_python
 
 from cas.index.digest import Digest
@@ -64,12 +63,6 @@ VIEW = """
     files = {str(path.relative_to(view)): path.stat().st_size for path in view.rglob("*") if path.is_file()}
     print(json.dumps({"files": files, "asked": "urllib3" in sys.modules}))
 """
-
-
-@pytest.fixture
-def proxy(s3_server):
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import IN_THREE_SECONDS, MIB, REGISTRY, Start, site_and_proxy, starting
-from proxy import Exchange, Fault, Proxy, counting
+from jobs import IN_THREE_SECONDS, MIB, REGISTRY, Start, site_and_proxy
+from proxy import Exchange, Fault, Proxy
 from s3_server import S3Server
 from stores import UUID, lies
 from web_server import Site
@@ -19,18 +19,6 @@ from web_server import Site
 from cas.index.store import Store
 
 pytestmark = [pytest.mark.s3, pytest.mark.torch, pytest.mark.slow]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with starting(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[Proxy]:
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture

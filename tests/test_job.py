@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import IN_THREE_SECONDS, MIB, REGISTRY, Start, content, starting
+from jobs import IN_THREE_SECONDS, MIB, REGISTRY, Start, content
 from master_simulator import Data, Simulator
-from proxy import Exchange, Fault, Proxy, counting
-from s3_server import S3Server
+from proxy import Exchange, Fault, Proxy
 from stores import OTHER_UUID, UUID, damage, lies, uuid
 from web_server import serving
 
@@ -20,18 +19,6 @@ from cas.index.check import check
 from cas.index.store import Store
 
 pytestmark = [pytest.mark.s3, pytest.mark.torch, pytest.mark.slow]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with starting(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[Proxy]:
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture

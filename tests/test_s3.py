@@ -11,7 +11,7 @@ import weakref
 import zlib
 
 import pytest
-from proxy import Fault, answer, counting, error
+from proxy import Fault, answer, error
 from remote_suite import FILES, FOLDERS, RemoteSuite
 from s3_server import LATER_KEY, LATER_SECRET, READER_KEY, READER_SECRET
 from stores import OTHER_UUID, UUID, run_python
@@ -57,12 +57,6 @@ def settings(tmp_path):
 def remote(s3_server, bucket, settings):
     """A remote of the bucket's `p/<UUID>`."""
     return remote_for_storage(s3_server.storage(bucket, "p"), UUID, settings)
-
-
-@pytest.fixture
-def proxy(s3_server):
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,26 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import IN_THREE_SECONDS, MIB, Start, content, site_and_proxy, starting
+from jobs import IN_THREE_SECONDS, MIB, Start, content, site_and_proxy
 from mounts import loop, tmpfs
-from proxy import Fault, Proxy, counting
-from s3_server import S3Server
+from proxy import Fault, Proxy
 from stores import UUID, lies
 from web_server import Site
 
 pytestmark = [pytest.mark.s3, pytest.mark.torch, pytest.mark.slow]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with starting(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[Proxy]:
-    with counting(s3_server) as running:
-        yield running
 
 
 @pytest.fixture
