@@ -75,7 +75,7 @@ class Broken(MemoryRemote):
 
     def __init__(self, rng: random.Random, faults: int) -> None:
         super().__init__()
-        self._rng, self.left = rng, faults
+        self._rng, self.left, self.is_calm = rng, faults, False
         self.has_validators = rng.random() < 0.8
         self.has_ranges = rng.random() < 0.8
         self.world = World(
@@ -83,10 +83,24 @@ class Broken(MemoryRemote):
         )
         self.world.fill(large=rng.random() < 0.7)
 
+    def end(self) -> None:
+        """Let there be no more faults; a thread that comes late changes nothing any more."""
+        with self.world.lock:
+            self.left, self.is_calm = 0, True
+
     def put(self, name, data, is_other):
         self.write(name, data)
         if self.world.declares:
             self.declared[name] = (Checksum("crc32", zlib.crc32(data).to_bytes(4, "big")),)
+
+    def checksums(self, file, *, thorough=False):
+        with self.world.lock:  # never of one version what is said of another
+            return super().checksums(file, thorough=thorough)
+
+    def replace(self, name: str) -> None:
+        with self.world.lock:
+            if not self.is_calm:
+                self.world.replace(name)
 
     def read(self, file, start, end):
         if self.left > 0 and self._rng.random() < 0.05:
@@ -105,7 +119,7 @@ class Broken(MemoryRemote):
         if word == "gone":
             raise ChangedError(f"{file.path} was replaced")
         if word == "replace":
-            self.world.replace(file.path)
+            self.replace(file.path)
         return self._spoiled(file, word, super()._pieces(file, start, end), half, at)
 
     def _spoiled(self, file, word, pieces, half, at):
@@ -120,7 +134,7 @@ class Broken(MemoryRemote):
             seen += len(piece)
             yield piece
             if word == "replace later":
-                self.world.replace(file.path)
+                self.replace(file.path)
                 word = "ok"
 
 
@@ -134,7 +148,7 @@ def in_memory(folder: Path, seed: int) -> str:
     with home_in(folder, seed) as home:
         settings = settings_for(home, rng)
         ended = run(remote, settings, remote.world)
-        remote.left = 0  # the faults have an end: the same call goes on, and completes
+        remote.end()  # the same call goes on, and completes
         run(remote, settings, remote.world, calm=True)
     return ended
 
