@@ -262,7 +262,7 @@ class _Finder:
         if names := _folders_with_models(self._folder):
             more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
             listing, inside = _listing(self._folder), ", ".join(names[:_MAX_NAMES]) + more
-            remedy = f"load_from_path() takes what is in it (in view(), if it is in the store): {inside}"
+            remedy = f"load_from_path() takes a folder in it (of a stored checkpoint, in view()): {inside}"
             raise UnrecognizedError(f"no model in {self._folder} itself: it holds {listing}; {remedy}", listing)
 
     def torch_states(self) -> Layout | None:
@@ -467,6 +467,8 @@ def _why_not(path: Path) -> str:
     """Say what is wrong with something that has the name of a file that would be loaded."""
     if not path.is_file():
         return "neither a file nor a folder" if path.exists() else "a link that leads nowhere"
+    if path.name.endswith(_TORCH_ENDS) and _is_torch(path):
+        return "what trainers keep beside a model"
     if path.suffix == _PART:
         return "a part of a distributed checkpoint, whose .metadata is not here"
     start = _start(path)
